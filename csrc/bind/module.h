@@ -1,0 +1,10 @@
+// One function per op: puts its bindings into the module.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace pyreid {
+
+void bind_memory_update(pybind11::module_& module);
+
+}  // namespace pyreid

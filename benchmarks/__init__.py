@@ -1,0 +1,1 @@
+"""Benchmarks of every op against what a user would otherwise run. `pyreid bench` or `pytest benchmarks`."""

@@ -1,0 +1,91 @@
+"""memory_update_ at the sizes of real trainers."""
+
+import torch
+
+from pyreid import ops
+
+from .timing import Case, verify
+
+MOMENTUM = 0.2
+
+
+def cases(device, quick=False):
+    yield case(device, 12936, 2048, 64, 64, "SpCL: 64 images")
+    yield case(device, 12936, 2048, 256, 256, "256 images")
+    yield case(device, 700, 2048, 256, 16, "Cluster Contrast: 16 ids x 16")
+    yield case(device, 700, 2048, 256, 16, "the same, hardest", repeats="hardest")
+    if not quick:
+        yield case(device, 12936, 2048, 256, 1, "a batch of one id")
+        large = 100_000 if device == "cpu" else 1_000_000
+        yield case(device, large, 512, large, large, f"whole bank of {large:,} rows", loops=False)
+
+
+def case(device, size, dim, events, distinct, what, *, repeats="sequential", loops=True):
+    def make():
+        generator = torch.Generator().manual_seed(0)
+        bank = torch.nn.functional.normalize(torch.randn(size, dim, generator=generator))
+        features = torch.nn.functional.normalize(torch.randn(events, dim, generator=generator))
+        rows = torch.randperm(size, generator=generator)[:distinct]
+        rows = rows.repeat_interleave(events // distinct)
+        return [x.to(device) for x in (bank, features, rows)]
+
+    def ours(state):
+        return ops.memory_update_(*state, momentum=MOMENTUM, repeats=repeats)
+
+    if repeats == "hardest":
+        baselines = {"Python loop": hardest_loop}
+    else:
+        baselines = {"vectorised torch": vectorised} | ({"Python loop": loop} if loops else {})
+    return Case(
+        op="memory_update_",
+        size=f"E={events} D={dim} N={size} ({what})",
+        device=device,
+        make=make,
+        ours=ours,
+        baselines=baselines,
+        bytes=4 * dim * (2 * distinct + events) + 8 * events,
+    )
+
+
+def loop(state):
+    """As SpCL and Cluster Contrast do, inside their backward."""
+    bank, features, rows = state
+    for feature, row in zip(features, rows, strict=True):
+        bank[row] = MOMENTUM * bank[row] + (1 - MOMENTUM) * feature
+        bank[row] /= bank[row].norm()
+    return bank
+
+
+def hardest_loop(state):
+    """As Cluster Contrast does with use_hard."""
+    bank, features, rows = state
+    members = {}
+    for feature, row in zip(features, rows.tolist(), strict=True):
+        members.setdefault(row, []).append(feature)
+    for row, candidates in members.items():
+        similarities = [(feature @ bank[row]).item() for feature in candidates]
+        hardest = candidates[similarities.index(min(similarities))]
+        bank[row] = MOMENTUM * bank[row] + (1 - MOMENTUM) * hardest
+        bank[row] /= bank[row].norm()
+    return bank
+
+
+def vectorised(state):
+    """The best that torch offers: the n-th events of all rows together, for n = 0, 1, ..."""
+    bank, features, rows = state
+    ordered, order = torch.sort(rows, stable=True)
+    _, counts = torch.unique_consecutive(ordered, return_counts=True)
+    starts = torch.cumsum(counts, 0) - counts
+    turn = torch.arange(len(rows), device=rows.device) - starts.repeat_interleave(counts)
+    for n in range(int(counts.max())):
+        events = order[turn == n]
+        moved = MOMENTUM * bank[rows[events]] + (1 - MOMENTUM) * features[events]
+        bank[rows[events]] = torch.nn.functional.normalize(moved)
+    return bank
+
+
+def test_speed(case, contender, benchmark):
+    verify(case)
+    call = case.ours if contender == "ours" else case.baselines[contender]
+    benchmark.group = f"{case.op} {case}"
+    benchmark(call, case.make())

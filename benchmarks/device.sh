@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one call of at most nine minutes: builds for the GPU present, runs the whole
+# test suite on it, compute-sanitizer over a subset that touches every kernel, and the benchmarks.
+#
+# Needs python3 with torch, pybind11, ninja, setuptools, pytest, hypothesis, scikit-learn (cupy: tested if there),
+# and a CUDA toolkit. Needs no network. Results go to $OUT (default: benchmarks/results/local):
+#   summary.txt   one line a step: ok or FAILED, seconds
+#   <step>.log    the output of each step
+#   bench.json    the figures, with device, driver, versions and commit; bench.txt is the table
+# A step that fails does not stop those after it; the exit status counts the failures.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${OUT:-benchmarks/results/local}
+mkdir -p "$out"
+export PYTHONUNBUFFERED=1 FORCE_CUDA=1
+failures=0
+: >"$out/summary.txt"
+
+step() { # step NAME SECONDS COMMAND...
+  local name=$1 limit=$2 start=$SECONDS rc=0
+  shift 2
+  timeout --kill-after=5 "$limit" "$@" >"$out/$name.log" 2>&1 || rc=$?
+  if [ $rc -eq 0 ]; then verdict=ok; else verdict="FAILED ($rc)"; failures=$((failures + 1)); fi
+  printf '%-20s %-14s %4d s   %s\n' "$name" "$verdict" $((SECONDS - start)) \
+    "$(tail -n 1 "$out/$name.log" | cut -c1-100)" | tee -a "$out/summary.txt"
+}
+
+capability=$(python3 -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())') || {
+  echo "device.sh: torch sees no CUDA device" | tee "$out/summary.txt"
+  exit 1
+}
+export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$capability}
+
+step build 150 env PYREID_EMULATED=1 python3 -m pip install --no-build-isolation --no-deps --no-index \
+  --break-system-packages -e .
+step info 20 python3 -m pyreid.info
+step tests 150 python3 -m pytest -q tests -k "cuda or cupy or torch-cuda" -p no:cacheprovider
+# Every kernel: scanning, sorting, rows in registers and in memory, all kinds of repeats.
+subset='torch-cuda and (test_matches_reference or test_parts or test_half_precision)'
+for tool in memcheck racecheck synccheck initcheck; do
+  step "$tool" 50 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+    python3 -m pytest -q tests -x -k "$subset" -p no:cacheprovider
+done
+step bench 120 python3 -m pyreid.cli bench --device cuda --json "$out/bench.json"
+cp "$out/bench.log" "$out/bench.txt" 2>/dev/null
+
+echo "$failures step(s) failed; results in $out"
+exit $failures

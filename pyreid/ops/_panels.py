@@ -1,0 +1,83 @@
+"""The bank in panels: dot products with a few thousand rows at a time, by the array library's own product,
+so that a kernel can use them up while they are in cache and no (B, N) array ever exists."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyreid import _native
+
+# Scores of one panel: on the CPU a share of the last cache, on CUDA half of a Hopper's L2.
+_CPU_SCORES, _CUDA_SCORES = 2**20, 7 * 2**20
+_CONVERTED = 2**24  # elements of a half-precision bank that are widened at a time
+
+
+def panels(batch: int, bank: Any) -> Iterator[tuple[int, Any]]:
+    """(first row, rows) of consecutive panels of `bank`, for products with `batch` queries."""
+    size, dim = bank.shape
+    rows = (_CUDA_SCORES if _native.on_cuda(bank) else _CPU_SCORES) // max(batch, 1)
+    if not _is_float32(bank):
+        rows = min(rows, _CONVERTED // max(dim, 1))
+    rows = max(rows // 256, 1) * 256
+    for first in range(0, size, rows):
+        yield first, bank[first : first + rows]
+
+
+def product(queries: Any, panel: Any, *, precision: str = "exact") -> Any:
+    """(B, P) float32 dot products of float32 queries and a panel of the bank.
+
+    "exact": float32 throughout, whatever torch's matmul precision and autocast are set to. "fast": on CUDA
+    in the bank's half precision, or as torch's settings allow for a float32 bank.
+    """
+    if not _native.is_torch(queries):
+        return queries @ widened(panel).T
+    with _plain_float32(queries, precision):
+        if precision == "fast" and queries.is_cuda and panel.dtype != torch.float32:
+            return (queries.to(panel.dtype) @ panel.T).float()
+        return queries @ widened(panel).T
+
+
+def accumulate(total: Any, weights: Any, panel: Any) -> None:
+    """total (B, D) += weights (B, P) @ panel (P, D), in float32; all of one library."""
+    if not _native.is_torch(total):
+        total += weights @ widened(panel)
+        return
+    with _plain_float32(total, "exact"):
+        total.addmm_(weights, widened(panel))
+
+
+def widened(array: Any) -> Any:
+    """As float32; itself if it is."""
+    if _is_float32(array):
+        return array
+    return array.float() if _native.is_torch(array) else array.astype("float32")
+
+
+def _is_float32(array: Any) -> bool:
+    return array.dtype in (torch.float32, np.dtype("float32"))
+
+
+@contextlib.contextmanager
+def _plain_float32(tensor: torch.Tensor, precision: str):
+    """No autocast; with "exact", no TF32 or bfloat16 inside float32 products either."""
+    kind = tensor.device.type
+    autocast = (
+        torch.autocast(kind, enabled=False)
+        if torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
+        else contextlib.nullcontext()
+    )
+    setting = torch.get_float32_matmul_precision()
+    lower = precision == "exact" and setting != "highest"
+    with autocast, torch.no_grad():
+        if lower:
+            torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            if lower:
+                torch.set_float32_matmul_precision(setting)

@@ -1,0 +1,8 @@
+"""What each op computes, in plain NumPy: slow, and easy to check against the papers.
+
+For tests and benchmarks. Every function is pure: it copies what it changes.
+"""
+
+from pyreid.reference.memory_update import memory_update
+
+__all__ = ["memory_update"]

@@ -10,6 +10,6 @@ def pytest_generate_tests(metafunc):
         (case, name)
         for device in timing.devices()
         for case in metafunc.module.cases(device)
-        for name in ("ours", *case.baselines)
+        for name in ("ours", *case.baselines, *case.bounds)
     ]
     metafunc.parametrize("case, contender", runs, ids=[f"{case}-{name}" for case, name in runs])

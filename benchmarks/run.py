@@ -67,7 +67,7 @@ def rows(result: timing.Result):
         f"{case.op:<16} {case.size:<58} {_time(ours):>10}",
         f"{case.bytes / ours / 1e9:7.1f} {result.floor_seconds / ours:8.0%}",
     )
-    for i, name in enumerate(case.baselines):
+    for i, name in enumerate([*case.baselines, *case.bounds]):
         seconds = result.seconds[name]
         head, tail = start if i == 0 else (" " * len(start[0]), "")
         yield f"{head} {name:<18} {_time(seconds):>10} {seconds / ours:7.1f}x {tail}".rstrip()

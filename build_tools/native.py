@@ -61,7 +61,8 @@ def build(plan: Plan, env: Mapping[str, str]) -> dict[str, Path]:
         (folder / "build.ninja").write_text(script)
         jobs = job_count(env)
         # In the environment, not in the command: another number of jobs is no reason to rebuild.
-        threads = f"{env.get('NVCC_APPEND_FLAGS', '')} --threads={jobs}".strip()
+        per_file = max(1, jobs // max(1, len(sources("cuda", ".cu"))))
+        threads = f"{env.get('NVCC_APPEND_FLAGS', '')} --threads={per_file}".strip()
         command = [*ninja(), "-f", str(FOLDER / "build.ninja"), f"-j{jobs}"]
         done = subprocess.run(command, cwd=ROOT, env={**env, "NVCC_APPEND_FLAGS": threads})
     if done.returncode != 0:

@@ -225,6 +225,7 @@ def find(env: Mapping[str, str], driver, search: list[str]) -> tuple[Nvcc | None
     if nvcc is not None:
         return nvcc, None, notes
     reason = driver_obstacle(env, driver)
+    remedy = ""
     if reason is None:
         nvcc = packaged_nvcc(search)
         reason = (
@@ -232,13 +233,12 @@ def find(env: Mapping[str, str], driver, search: list[str]) -> tuple[Nvcc | None
             "nvidia-cuda-nvcc is not installed (pip installs it for the build by itself, unless "
             "--no-build-isolation is given)"
         )
+        packages = " ".join(repr(name) for name in PACKAGES)
+        remedy = f" Put nvcc on PATH, set CUDA_HOME, or run: pip install {packages}"
     if nvcc is not None:
         return nvcc, None, notes
     if flag(env, "FORCE_CUDA"):
-        raise ToolkitError(
-            f"FORCE_CUDA is set, but {reason}. To build the CUDA kernels, put nvcc on PATH, set "
-            f"CUDA_HOME, or run: pip install {' '.join(repr(name) for name in PACKAGES)}"
-        )
+        raise ToolkitError(f"FORCE_CUDA is set, but {reason}.{remedy}")
     return None, reason, notes
 
 
@@ -301,7 +301,8 @@ def choose(
     text = env.get("TORCH_CUDA_ARCH_LIST", "").strip()
     if text and text.lower() != "all":
         wanted = parse(text)
-        unknown = [f"sm_{name}" for name in wanted.sass if name not in known.sass]
+        # nvcc lists sm_90, and knows sm_90a with it.
+        unknown = [f"sm_{name}" for name in wanted.sass if str(number(name)) not in known.sass]
         if unknown:
             raise ToolkitError(
                 f"TORCH_CUDA_ARCH_LIST is {text!r}, but nvcc {dotted(version)} cannot compile for "

@@ -1,5 +1,5 @@
-// float16 and bfloat16 as 16-bit patterns on the host: round to nearest even, without branches, so that
-// a compiler turns loops over them into vector code.
+// float16 and bfloat16 as 16-bit patterns on the host: round to nearest even, without branches, so
+// that a compiler turns loops over them into vector code.
 #pragma once
 
 #include <cstdint>
@@ -55,9 +55,11 @@ inline HostHalf narrow<HostHalf>(float value) {
   const uint32_t bits = float_bits(value);
   const uint32_t sign = (bits >> 16) & 0x8000;
   const uint32_t magnitude = bits & 0x7fffffff;
-  // Adding 0.5 leaves 24 bits below it: the unit of a float16 subnormal, rounded by the adder itself.
+  // Adding 0.5 leaves 24 bits below it: the unit of a float16 subnormal, rounded by the adder
+  // itself.
   const uint32_t subnormal = float_bits(bits_float(magnitude) + 0.5f) - float_bits(0.5f);
-  const uint32_t normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - (uint32_t(112) << 23)) >> 13;
+  const uint32_t normal =
+      (magnitude + 0xfff + ((magnitude >> 13) & 1) - (uint32_t(112) << 23)) >> 13;
   const uint32_t finite = magnitude < 0x38800000 ? subnormal : normal;
   const uint32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
   return {uint16_t(sign | (magnitude < 0x47800000 ? finite : special))};

@@ -1,7 +1,8 @@
-// The native API on one page. Each function here has one definition per floor (cpu/, cuda/), and one
-// check of its arguments (bind/), so that the floors may trust what they are given.
+// The native API on one page. Each function here has one definition per floor (cpu/, cuda/), and
+// one check of its arguments (bind/), so that the floors may trust what they are given.
 //
-// Everything is borrowed: outputs and scratch come from the caller. Nothing synchronises the device.
+// Everything is borrowed: outputs and scratch come from the caller. Nothing synchronises the
+// device.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +12,7 @@
 
 namespace pyreid {
 
-// --- memory_update ----------------------------------------------------------------------------------
+// --- memory_update -----------------------------------------------------------------------------
 
 // What happens to a row that several events of one call name.
 enum class Repeats : uint8_t {
@@ -21,8 +22,8 @@ enum class Repeats : uint8_t {
   mean,        // the mean of what each event alone would make of the old row, normalised once
 };
 
-// Columns are normalised in consecutive parts: `count` parts of `size` columns each, or, where `size`
-// is 0, parts that end at ends[0], ends[1], ..., ends[count - 1] = number of columns.
+// Columns are normalised in consecutive parts: `count` parts of `size` columns each, or, where
+// `size` is 0, parts that end at ends[0], ends[1], ..., ends[count - 1] = number of columns.
 struct Parts {
   static constexpr int kMaxUnequal = 64;
   int count;
@@ -41,19 +42,51 @@ struct MemoryUpdate {
   bool normalize;
 };
 
-// Event e moves bank[rows[e]] to keep * old + take * features[e], then divides each part by its L2 norm
-// (at least 1e-12). Arithmetic is float32; a half-precision row is rounded once, when it is written.
-// A row out of range: on the CPU std::invalid_argument before anything is written; on CUDA the event is
-// left out. `workspace` holds memory_update_workspace(update) bytes, aligned to 256.
+// Event e moves bank[rows[e]] to keep * old + take * features[e], then divides each part by its L2
+// norm (at least 1e-12). Arithmetic is float32; a half-precision row is rounded once, when it is
+// written. A row out of range: on the CPU std::invalid_argument before anything is written; on CUDA
+// the event is left out. `workspace` holds memory_update_workspace(update) bytes, aligned to 256.
 size_t memory_update_workspace(const MemoryUpdate& update);
 void memory_update(const MemoryUpdate& update, void* workspace, Stream stream);
 
-// --- the floor itself -------------------------------------------------------------------------------
+// --- negative_mining ---------------------------------------------------------------------------
+
+// Who may be mined, and at what price. A null `data` means: no such rule.
+struct MineRules {
+  Ids self_rows;  // (B,) the bank row that is left out; outside [0, N): none
+  Ids query_groups,
+      bank_groups;  // (B,), (N,) equal ones are left out; a negative one equals nothing
+  Ids query_cameras, bank_cameras;  // (B,), (N,) equal ones lose camera_penalty
+  float camera_penalty;
+};
+
+// The best rows so far of each query, as keys: score above, complement of the row below, so that a
+// larger key is a better row and ties go to the lower one. No order among them.
+struct MineState {
+  int64_t queries;       // B
+  int64_t keep;          // how many count in the end
+  int64_t capacity;      // at least keep + max(keep, 1024)
+  uint64_t* candidates;  // (B, capacity)
+  uint64_t* thresholds;  // (B,) keys at or below this one cannot count any more
+  int32_t* counts;       // (B,) candidates held
+};
+
+// Takes in scores (B, columns): products of the queries with bank rows first_row, first_row + 1,
+// ... Panels come in ascending order; the first one, first_row = 0, starts the state. A score that
+// is NaN or -inf does not qualify.
+void mine_panel(const float* scores, int64_t columns, int64_t first_row, const MineRules& rules,
+                const MineState& state, Stream stream);
+
+// Ranks skip, ..., keep - 1 into scores and rows (B, keep - skip), best first, then -inf and -1.
+void mine_finish(const MineState& state, int64_t skip, float* scores, int64_t* rows, Stream stream);
+
+// --- the floor itself --------------------------------------------------------------------------
 
 // Whether arrays of this floor live in CUDA memory.
 bool floor_is_cuda();
 
-// Named integers of a floor ("threads" on the CPU, "schedule" on the emulator); null where there is none.
+// Named integers of a floor ("threads" on the CPU, "schedule" on the emulator); null where there is
+// none.
 struct Setting {
   int64_t (*get)();
   void (*set)(int64_t value);

@@ -8,12 +8,12 @@ import importlib
 import importlib.util
 import os
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-# --- floors -----------------------------------------------------------------------------------------
+# --- floors ---------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -81,7 +81,7 @@ def emulated(schedule: str = "in_order", seed: int = 0):
         _emulator = before
 
 
-# --- array libraries --------------------------------------------------------------------------------
+# --- array libraries ------------------------------------------------------------------------------
 
 try:  # private, but an order of magnitude quicker than building a torch.cuda.Stream to ask it
     _torch_stream = torch._C._cuda_getCurrentRawStream
@@ -89,6 +89,14 @@ except AttributeError:
 
     def _torch_stream(device: int) -> int:
         return torch.cuda.current_stream(device).cuda_stream
+
+
+class _HasShape(Protocol):
+    @property
+    def shape(self) -> Any: ...
+
+
+Array = TypeVar("Array", bound=_HasShape)  # of torch, CuPy or NumPy: what comes in is what goes out
 
 
 def is_torch(array: Any) -> bool:
@@ -131,7 +139,7 @@ def scratch(like: Any):
     return lambda size: empty(like, (size,), "uint8")
 
 
-# --- debugging --------------------------------------------------------------------------------------
+# --- debugging ------------------------------------------------------------------------------------
 
 _debug = False
 

@@ -30,7 +30,9 @@ def main() -> int:
         found = (probes @ bank.T).argmax(dim=1)
         return (found == seen_elsewhere).float().mean().item()
 
-    print(f"{PEOPLE} made-up people, {CAMERAS} cameras, {DIM} features; one image each in the bank.")
+    print(
+        f"{PEOPLE} made-up people, {CAMERAS} cameras, {DIM} features; one image each in the bank."
+    )
     print("Each epoch shows everyone twice in every camera, and the bank takes the images in:")
     print("\nepoch   rank-1   memory_update_   Python loop")
     print(f"{0:5}   {rank1():6.1%}")
@@ -49,7 +51,9 @@ def main() -> int:
             ours += time.perf_counter() - start
             torch.testing.assert_close(bank, expected, rtol=0, atol=1e-6)
         print(f"{epoch:5}   {rank1():6.1%}   {ours * 1e3:11.1f} ms   {loops * 1e3:8.1f} ms")
-    print("\nThe two agree to 1e-6 in every batch. Next: `make bench`, or README.md for your own trainer.")
+    print(
+        "\nThe two agree to 1e-6 in every batch. Next: `make bench`, or README.md for your own trainer."
+    )
     return 0
 
 

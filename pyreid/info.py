@@ -19,7 +19,7 @@ from pyreid import _driver
 
 # The first driver release of each CUDA generation.
 _FIRST_DRIVER = {12: "525", 13: "580"}
-_REBUILD = "pip install --force-reinstall --no-deps --no-binary pyreid pyreid"
+_REBUILD = "pip install --force-reinstall --no-deps . (in pyreid's source folder)"
 
 
 def report() -> dict[str, Any]:
@@ -60,7 +60,7 @@ def judge(
     if not built["cuda"]:
         return False, [
             f"There is a GPU, but the CUDA floor was not built: {built['no_cuda_reason']}. "
-            f"To build it: FORCE_CUDA=1 {_REBUILD}"
+            f"With that settled: FORCE_CUDA=1 {_REBUILD}"
         ]
     toolkit = _numbers(built["cuda"]["version"])
     if driver.cuda[0] < toolkit[0]:
@@ -126,7 +126,7 @@ def _device_advice(device: _driver.Device, route: str | None) -> str:
     )
 
 
-# --- what there is ------------------------------------------------------------------------------
+# --- what there is --------------------------------------------------------------------------------
 
 
 def _built() -> dict[str, Any] | None:
@@ -193,7 +193,7 @@ def _chosen() -> tuple[str | None, str | None]:
         return None, str(error)
 
 
-# --- text ---------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 def text(facts: dict[str, Any]) -> str:

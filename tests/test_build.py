@@ -16,8 +16,8 @@ TOOLS = ROOT / "build_tools"
 
 pytestmark = pytest.mark.skipif(not TOOLS.exists(), reason="the build tools are not here")
 
-KNOWN_13 = ("75", "80", "86", "87", "89", "90", "90a", "100", "103", "110", "120", "121")
-KNOWN_12 = ("50", "60", "70", "75", "80", "86", "87", "89", "90", "90a")
+KNOWN_13 = ("75", "80", "86", "87", "88", "89", "90", "100", "103", "110", "120", "121")
+KNOWN_12 = ("50", "60", "70", "75", "80", "86", "87", "89", "90")
 
 
 @pytest.fixture
@@ -118,7 +118,9 @@ def test_without_nvcc_the_reason_is_kept(toolkit):
 
 
 def test_force_cuda_without_nvcc_fails_with_reason_and_remedy(toolkit):
-    with pytest.raises(toolkit.ToolkitError, match=r"FORCE_CUDA is set, but no nvcc.*pip install"):
+    with pytest.raises(
+        toolkit.ToolkitError, match=r"FORCE_CUDA is set, but no nvcc.*run: pip install"
+    ):
         toolkit.plan({"FORCE_CUDA": "1", "PATH": ""}, None, [])
 
 
@@ -168,6 +170,8 @@ def test_an_old_driver_makes_packages_useless_and_says_so(
     plan = toolkit.plan({"PATH": ""}, old, search)
     assert plan.nvcc is None
     assert plan.reason.startswith("the driver here supports CUDA 12.4")
+    with pytest.raises(toolkit.ToolkitError, match=r"FORCE_CUDA is set, but the driver.*again\.$"):
+        toolkit.plan({"PATH": "", "FORCE_CUDA": "1"}, old, search)
     # A wheel is built for other machines: this one's driver does not matter.
     assert toolkit.requirements({"PATH": "", "PYREID_WHEEL": "1"}, old) == toolkit.PACKAGES
     assert toolkit.plan({"PATH": "", "PYREID_WHEEL": "1"}, old, search).nvcc.source == "PyPI"
@@ -235,6 +239,11 @@ def test_a_listed_architecture_that_nvcc_does_not_know_is_an_error(toolkit):
         toolkit.ToolkitError, match=r"nvcc 13\.0 cannot compile for sm_70; it knows 75"
     ):
         choose(toolkit, {"TORCH_CUDA_ARCH_LIST": "7.0;8.0"})
+
+
+def test_a_variant_is_known_with_its_base(toolkit):
+    env = {"TORCH_CUDA_ARCH_LIST": "9.0a+PTX"}
+    assert choose(toolkit, env)[0] == (("90a",), ("90a",))
 
 
 @pytest.mark.parametrize("env", [{"PYREID_WHEEL": "1"}, {"TORCH_CUDA_ARCH_LIST": "all"}])

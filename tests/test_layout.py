@@ -59,17 +59,25 @@ def test_imports_go_down(path):
     if room in BESIDE:
         assert found <= BESIDE[room]
     elif room in FLOORS:
-        assert found <= {*FLOORS[FLOORS.index(room) + 1 :], *(BESIDE if room == "cli" else ()), "benchmarks"}
+        assert found <= {
+            *FLOORS[FLOORS.index(room) + 1 :],
+            *(BESIDE if room == "cli" else ()),
+            "benchmarks",
+        }
     else:
         assert room == "__init__"
 
 
 def native_sources():
-    return [path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh"}]
+    return [
+        path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh"}
+    ]
 
 
 def test_native_core_knows_no_torch():
-    pattern = re.compile(r'#include\s*[<"](torch|ATen|c10)/|py(bind11)?::module_?::import\("torch|import torch')
+    pattern = re.compile(
+        r'#include\s*[<"](torch|ATen|c10)/|py(bind11)?::module_?::import\("torch|import torch'
+    )
     assert native_sources()
     assert [path for path in native_sources() if pattern.search(path.read_text())] == []
 

@@ -64,7 +64,14 @@ def test_matches_reference(library, repeats, size, dim, events, distinct):
 @pytest.mark.parametrize("repeats", REPEATS)
 @pytest.mark.parametrize(
     "dim, parts",
-    [(64, 4), (64, (1, 2, 61)), (40, (7, 33)), (80, 80), (4096, (2048, *[256] * 8)), (80, [1] * 80)],
+    [
+        (64, 4),
+        (64, (1, 2, 61)),
+        (40, (7, 33)),
+        (80, 80),
+        (4096, (2048, *[256] * 8)),
+        (80, [1] * 80),
+    ],
 )
 def test_parts(library, repeats, dim, parts):
     bank, features, rows = problem(6, dim, 11, distinct=3)
@@ -109,7 +116,9 @@ def test_bank_and_features_of_two_dtypes(library):
                 rows,
                 momentum=0.3,
             )
-            ops.memory_update_(result, library(features, feature_dtype), library(rows), momentum=0.3)
+            ops.memory_update_(
+                result, library(features, feature_dtype), library(rows), momentum=0.3
+            )
             atol = 1e-6 if bank_dtype == "float32" else 4e-3
             np.testing.assert_allclose(library.back(result), expected, rtol=0, atol=atol)
 
@@ -153,7 +162,9 @@ def test_hundred_thousand_events_by_the_sorting_kernels(emulator):
 
 def test_hardest_is_the_first_on_ties(library):
     bank = np.array([[1, 0, 0, 0]], np.float32)
-    features = np.array([[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], np.float32)  # all at a right angle
+    features = np.array(
+        [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], np.float32
+    )  # all at a right angle
     result = library(bank)
     ops.memory_update_(
         result, library(features), library(np.zeros(3, np.int64)), momentum=0.0, repeats="hardest"
@@ -226,7 +237,7 @@ def test_a_training_batch_is_one_launch(emulator, events, launches):
     assert emulator.get("launches") - before == launches
 
 
-# --- arguments --------------------------------------------------------------------------------------
+# --- arguments ------------------------------------------------------------------------------------
 
 
 def call(library, **changes):
@@ -287,7 +298,10 @@ def test_wrong_arguments(library):
             "parts must hold at most 64 unequal sizes, got 65",
         ),
         ({"parts": "all"}, "parts must be a count or a tuple of sizes, got 'all'"),
-        ({"features": [[0.0] * 8] * 4}, "features must be an array of torch, CuPy or NumPy, got list"),
+        (
+            {"features": [[0.0] * 8] * 4},
+            "features must be an array of torch, CuPy or NumPy, got list",
+        ),
         (
             {"features": f32(4, 16)[:, ::2]},
             "features must be C-contiguous, got a strided view of shape (4, 8)",
@@ -341,7 +355,9 @@ def test_read_only_arrays():
     features.flags.writeable = rows.flags.writeable = False
     ops.memory_update_(bank, features, rows, momentum=0.2)  # inputs may be read-only
     bank.flags.writeable = False
-    with pytest.raises(ValueError, match="^memory_update_: bank must be writable, got a read-only array"):
+    with pytest.raises(
+        ValueError, match=r"^memory_update_: bank must be writable, got a read-only array"
+    ):
         ops.memory_update_(bank, features, rows, momentum=0.2)
 
 
@@ -363,11 +379,13 @@ def test_two_libraries_in_one_call():
 
 def test_two_devices_in_one_call(cuda):
     bank, features, rows = (torch.from_numpy(x) for x in problem(6, 8, 4))
-    with pytest.raises(ValueError, match="features must be of one library and on one device with bank"):
+    with pytest.raises(
+        ValueError, match="features must be of one library and on one device with bank"
+    ):
         ops.memory_update_(bank.to(cuda), features, rows, momentum=0.2)
 
 
-# --- torch ------------------------------------------------------------------------------------------
+# --- torch ----------------------------------------------------------------------------------------
 
 
 def tensors(library, *shape, **options):

@@ -25,14 +25,14 @@ const char* name_of(Dtype dtype) {
 }
 
 void set_dtype(Array& array, const std::string& name) {
-  for (const Dtype dtype : {Dtype::float32, Dtype::float16, Dtype::bfloat16, Dtype::int32,
-                            Dtype::int64, Dtype::uint8})
+  for (const Dtype dtype :
+       {Dtype::float32, Dtype::float16, Dtype::bfloat16, Dtype::int32, Dtype::int64, Dtype::uint8})
     if (name == name_of(dtype)) array.dtype = dtype;
   if (!array.dtype) array.dtype_name = name;
 }
 
-// C-contiguous in the sense of NumPy and torch: strides of axes of length one, and of empty arrays, are
-// arbitrary. `strides` counts elements; null means C-contiguous.
+// C-contiguous in the sense of NumPy and torch: strides of axes of length one, and of empty arrays,
+// are arbitrary. `strides` counts elements; null means C-contiguous.
 bool is_contiguous(const Array& array, const int64_t* strides) {
   if (strides == nullptr || array.size() == 0) return true;
   int64_t expected = 1;
@@ -43,8 +43,8 @@ bool is_contiguous(const Array& array, const int64_t* strides) {
   return true;
 }
 
-// The few types of array, and the few torch dtypes, that a process uses: looked up by identity, because
-// asking Python for their names takes longer than many an op. Entries are kept alive.
+// The few types of array, and the few torch dtypes, that a process uses: looked up by identity,
+// because asking Python for their names takes longer than many an op. Entries are kept alive.
 template <class Value>
 struct IdentityCache {
   std::vector<std::pair<PyObject*, Value>> entries;
@@ -65,7 +65,8 @@ Library library_of(py::handle object) {
   PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
   return cache.get(type, [&] {
     for (const py::handle base : py::handle(type).attr("__mro__")) {
-      const std::string name = py::str("{}.{}").format(base.attr("__module__"), base.attr("__name__"));
+      const std::string name =
+          py::str("{}.{}").format(base.attr("__module__"), base.attr("__name__"));
       if (name == "torch.Tensor") return Library::torch;
       if (name == "numpy.ndarray") return Library::numpy;
     }
@@ -120,7 +121,8 @@ Array view_torch(py::handle tensor) {
     const py::object device = attribute(tensor, names.device);
     const std::string kind = py::str(device.attr("type"));
     if (kind != "cpu")
-      throw py::value_error("tensors on device '" + kind + "' have no floor in pyreid: move them to "
+      throw py::value_error("tensors on device '" + kind +
+                            "' have no floor in pyreid: move them to "
                             "the CPU or to CUDA");
   }
   array.data = reinterpret_cast<void*>(call_method(tensor, names.data_ptr).cast<uintptr_t>());
@@ -139,8 +141,10 @@ Array view_numpy(py::handle ndarray) {
   py::object bits;  // NumPy exports no buffer of foreign dtypes such as ml_dtypes.bfloat16
   if (PyObject_GetBuffer(ndarray.ptr(), &buffer.view, PyBUF_STRIDES | PyBUF_FORMAT) != 0) {
     PyErr_Clear();
-    bits = ndarray.attr("view")("uint" + std::to_string(8 * ndarray.attr("dtype").attr("itemsize").cast<int>()));
-    if (PyObject_GetBuffer(bits.ptr(), &buffer.view, PyBUF_STRIDES) != 0) throw py::error_already_set();
+    bits = ndarray.attr("view")(
+        "uint" + std::to_string(8 * ndarray.attr("dtype").attr("itemsize").cast<int>()));
+    if (PyObject_GetBuffer(bits.ptr(), &buffer.view, PyBUF_STRIDES) != 0)
+      throw py::error_already_set();
   }
   const Py_buffer& view = buffer.view;
   array.data = view.buf;
@@ -205,7 +209,8 @@ Array view_dlpack(py::handle object) {
   array.ndim = tensor->ndim;
   std::copy_n(tensor->shape, std::min(array.ndim, 8), array.shape);
   array.contiguous = is_contiguous(array, tensor->strides);
-  static const char* const kinds[] = {"int", "uint", "float", "handle", "bfloat", "complex", "bool"};
+  static const char* const kinds[] = {"int",    "uint",    "float", "handle",
+                                      "bfloat", "complex", "bool"};
   const int code = tensor->dtype.code;
   set_dtype(array, (code < 7 ? kinds[code] : "type") + std::to_string(tensor->dtype.bits));
   return array;
@@ -227,8 +232,9 @@ std::string text(const Array& array) {
 std::string place(const Array& array) {
   const char* const libraries[] = {"torch", "numpy", "other"};
   const std::string device = array.cuda ? "cuda:" + std::to_string(array.device) : "cpu";
-  return array.library == Library::other ? device
-                                         : std::string(libraries[int(array.library)]) + " on " + device;
+  return array.library == Library::other
+             ? device
+             : std::string(libraries[int(array.library)]) + " on " + device;
 }
 
 }  // namespace
@@ -272,7 +278,8 @@ Array Args::view(const char* name, py::handle object) {
     first_ = array;
   } else if (array.library != first_.library || array.cuda != first_.cuda ||
              array.device != first_.device) {
-    fail(name, "be of one library and on one device with " + first_name_ + " (" + place(first_) + ")",
+    fail(name,
+         "be of one library and on one device with " + first_name_ + " (" + place(first_) + ")",
          place(array));
   }
   return array;

@@ -1,8 +1,8 @@
 // Arrays of other libraries as borrowed views, and checks that name the argument they speak of.
 //
-// torch tensors are read by their attributes (their own DLPack export costs microseconds), NumPy arrays by
-// the buffer protocol (it also tells read-only ones), everything else by DLPack. Nothing is copied,
-// owned or synchronised: the caller's stream orders the work.
+// torch tensors are read by their attributes (their own DLPack export costs microseconds), NumPy
+// arrays by the buffer protocol (it also tells read-only ones), everything else by DLPack. Nothing
+// is copied, owned or synchronised: the caller's stream orders the work.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -40,7 +40,8 @@ struct Array {
   int64_t bytes() const { return size() * size_of(*dtype); }
 };
 
-// Reads arguments of one call of one op. All arrays must be of the library and on the device of the first.
+// Reads arguments of one call of one op. All arrays must be of the library and on the device of the
+// first.
 class Args {
  public:
   explicit Args(const char* op) : op_(op) {}
@@ -56,7 +57,8 @@ class Args {
   int device() const { return first_.device; }
 
   // Raises ValueError "op: argument must rule, got value".
-  [[noreturn]] void fail(const std::string& name, const std::string& rule, const std::string& value);
+  [[noreturn]] void fail(const std::string& name, const std::string& rule,
+                         const std::string& value);
   void require(bool holds, const char* name, const char* rule, py::handle value);
 
  private:

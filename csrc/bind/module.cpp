@@ -1,9 +1,10 @@
-// The Python module of one floor. Compiled once per floor, under the floor's name; all else in bind/ is
-// shared.
+// The Python module of one floor. Compiled once per floor, under the floor's name; all else in
+// bind/ is shared.
+
+#include "bind/module.h"
 
 #include <string>
 
-#include "bind/module.h"
 #include "ops.h"
 
 namespace {
@@ -19,8 +20,10 @@ const pyreid::Setting& setting(const char* name) {
 PYBIND11_MODULE(PYREID_MODULE, module) {
   module.def("get", [](const char* name) { return setting(name).get(); });
   module.def("set", [](const char* name, int64_t value) {
-    if (setting(name).set == nullptr) throw pybind11::key_error(std::string(name) + " is read-only");
+    if (setting(name).set == nullptr)
+      throw pybind11::key_error(std::string(name) + " is read-only");
     setting(name).set(value);
   });
   pyreid::bind_memory_update(module);
+  pyreid::bind_negative_mining(module);
 }

@@ -6,7 +6,8 @@
 namespace pyreid {
 namespace {
 
-// The x86-64 level (1 to 4) whose instructions this machine has: which build of the CPU floor to load.
+// The x86-64 level (1 to 4) whose instructions this machine has: which build of the CPU floor to
+// load.
 int64_t instruction_level() {
 #if defined(__x86_64__)
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&

@@ -1,4 +1,5 @@
-// Positions of equal ids brought together: groups in ascending id order, positions ascending inside.
+// Positions of equal ids brought together: groups in ascending id order, positions ascending
+// inside.
 #pragma once
 
 #include <cstdint>

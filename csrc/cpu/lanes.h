@@ -1,5 +1,5 @@
-// Sums in a fixed order that vector units like: 16 lanes, added up at the end. Every instruction level
-// gives the same bits.
+// Sums in a fixed order that vector units like: 16 lanes, added up at the end. Every instruction
+// level gives the same bits.
 #pragma once
 
 #include <cstdint>

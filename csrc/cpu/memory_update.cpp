@@ -1,5 +1,5 @@
-// Momentum update of bank rows. Events are grouped by row; each row is moved by one thread, in a float32
-// buffer that stays in its cache, and written once.
+// Momentum update of bank rows. Events are grouped by row; each row is moved by one thread, in a
+// float32 buffer that stays in its cache, and written once.
 
 #include <cmath>
 #include <stdexcept>

@@ -51,8 +51,8 @@ class Pool {
     }
     wake_.notify_all();
     loop.work();
-    // Whoever has not come by now is not waited for: another library's threads may be spinning on its
-    // core, and the scheduler lets them for milliseconds.
+    // Whoever has not come by now is not waited for: another library's threads may be spinning on
+    // its core, and the scheduler lets them for milliseconds.
     std::unique_lock<std::mutex> lock(mutex_);
     loop_ = nullptr;
     done_.wait(lock, [this] { return running_ == 0; });
@@ -61,7 +61,9 @@ class Pool {
   void retire() {
     stopping_ = true;
     generation_.fetch_add(1, std::memory_order_release);
-    { const std::lock_guard<std::mutex> lock(mutex_); }
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+    }
     wake_.notify_all();
   }
 
@@ -80,7 +82,8 @@ class Pool {
   void serve() {
     uint64_t seen = 0;
     for (;;) {
-      for (int spin = 0; spin < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spin)
+      for (int spin = 0; spin < kSpins && generation_.load(std::memory_order_acquire) == seen;
+           ++spin)
         pause();
       Loop* loop;
       {

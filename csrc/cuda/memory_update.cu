@@ -1,12 +1,12 @@
-// One block per distinct row of the bank. The block holds its row as float32, in registers, moves it by
-// each of its events in batch order, and writes it back once: a bank row is read once and written once
-// however often the batch repeats it, and no two blocks touch the same row, so there is nothing to
-// synchronise and nothing to add atomically.
+// One block per distinct row of the bank. The block holds its row as float32, in registers, moves
+// it by each of its events in batch order, and writes it back once: a bank row is read once and
+// written once however often the batch repeats it, and no two blocks touch the same row, so there
+// is nothing to synchronise and nothing to add atomically.
 //
-// Which block owns a row? There is one block per event; the first event of a row owns it (the last one,
-// where the last one wins). Up to kScanned events, each block finds that out by reading all ids: they sit
-// in L2, and one launch does everything. Beyond, the ids are sorted first, and events of a row are
-// neighbours.
+// Which block owns a row? There is one block per event; the first event of a row owns it (the last
+// one, where the last one wins). Up to kScanned events, each block finds that out by reading all
+// ids: they sit in L2, and one launch does everything. Beyond, the ids are sorted first, and events
+// of a row are neighbours.
 //
 // A chain of repeats costs one block reduction (a barrier) per event, with the next event's feature
 // already on its way. Products and sums are rounded one by one, never fused: the same bits as the
@@ -24,14 +24,15 @@ namespace {
 
 constexpr const char* kOp = "memory_update_";
 constexpr int kMaxWarps = 16;
-constexpr int kPartGroup = 16;     // norms that one barrier serves
-constexpr int kScanned = 4096;     // events; beyond, sorting is cheaper than every block reading all
-constexpr int kItems = 8;          // elements of a row per thread
-constexpr int kLongItems = 16;     // the same for rows of more than 4096 columns
+constexpr int kPartGroup = 16;  // norms that one barrier serves
+constexpr int kScanned = 4096;  // events; beyond, sorting is cheaper than every block reading all
+constexpr int kItems = 8;       // elements of a row per thread
+constexpr int kLongItems = 16;  // the same for rows of more than 4096 columns
 constexpr int kMemoryBlocks = 512;  // rows too long for registers that are in work at a time
 
-// Blocks of 512 threads per multiprocessor that the compiler makes room for: left alone, it spills to fit
-// more. Two leave 64 registers a thread, into which code for chips before Hopper does not fit.
+// Blocks of 512 threads per multiprocessor that the compiler makes room for: left alone, it spills
+// to fit more. Two leave 64 registers a thread, into which code for chips before Hopper does not
+// fit.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr int kTwoBlocks = 1;
 #else
@@ -58,8 +59,8 @@ __device__ __forceinline__ float mix(float keep, float old, float take, float va
   return __fadd_rn(__fmul_rn(keep, old), __fmul_rn(take, value));
 }
 
-// Sums over the block, in an order that only the block size decides. Two buffers: the barrier of one
-// round also ends the reads of the round before.
+// Sums over the block, in an order that only the block size decides. Two buffers: the barrier of
+// one round also ends the reads of the round before.
 template <class Partials>
 struct BlockSums {
   Partials partials;  // shared [2, kPartGroup, kMaxWarps]
@@ -83,13 +84,15 @@ struct BlockSums {
 template <class Matches>
 struct Events {
   const Task& task;
-  Matches matches;  // shared [2, kMaxWarps]: which of blockDim events, from `begin` on, name the row
+  Matches
+      matches;  // shared [2, kMaxWarps]: which of blockDim events, from `begin` on, name the row
   uint32_t row = 0;
   int begin = 0;
   int word = 0, buffer = 0;
   uint32_t bits = 0;
 
-  // Whether this block owns the row of the event at `position`; then next() starts with its first event.
+  // Whether this block owns the row of the event at `position`; then next() starts with its first
+  // event.
   __device__ bool start(int position) {
     const Ids& rows = task.update.rows;
     const bool last = task.update.repeats == Repeats::last;
@@ -97,15 +100,16 @@ struct Events {
     if (task.sorted.keys != nullptr) {
       row = task.sorted.keys[position];
       const int neighbour = last ? position + 1 : position - 1;
-      return row < task.update.bank.rows && (neighbour < 0 || neighbour >= rows.size ||
-                                             task.sorted.keys[neighbour] != row);
+      return row < task.update.bank.rows &&
+             (neighbour < 0 || neighbour >= rows.size || task.sorted.keys[neighbour] != row);
     }
     const int64_t id = id_at(rows, position);
     if (id < 0 || id >= task.update.bank.rows) return false;
     row = uint32_t(id);
     bool owned = true;
     const int from = last ? position + 1 : 0, to = last ? int(rows.size) : position;
-    for (int i = from + int(threadIdx.x); i < to; i += int(blockDim.x)) owned &= id_at(rows, i) != id;
+    for (int i = from + int(threadIdx.x); i < to; i += int(blockDim.x))
+      owned &= id_at(rows, i) != id;
     if (!__syncthreads_and(owned)) return false;
     if (!last) match();
     return true;
@@ -264,8 +268,7 @@ struct MemoryRow {
   }
   __device__ float dot(const Fetched& x) const {
     float sum = 0.f;
-    each(0, dim,
-         [&](int d) { sum = __fadd_rn(sum, __fmul_rn(value[d], to_float(x.source[d]))); });
+    each(0, dim, [&](int d) { sum = __fadd_rn(sum, __fmul_rn(value[d], to_float(x.source[d]))); });
     return sum;
   }
   __device__ float squares(int begin, int end) const {
@@ -385,8 +388,8 @@ void launch_update(Task& task, Stream stream) {
     return std::min(32 * kMaxWarps, int((dim + 32 * items - 1) / (32 * items)) * 32);
   };
   if (dim <= 32 * kMaxWarps * kItems) {
-    launch(kOp, memory_update_kernel<RegisterRow<Bank, Feature, kItems>>, events, threads(kItems), 0,
-           stream, task);
+    launch(kOp, memory_update_kernel<RegisterRow<Bank, Feature, kItems>>, events, threads(kItems),
+           0, stream, task);
   } else if (dim <= 32 * kMaxWarps * kLongItems) {
     launch(kOp, memory_update_kernel<RegisterRow<Bank, Feature, kLongItems>>, events,
            threads(kLongItems), 0, stream, task);
@@ -412,8 +415,8 @@ size_t memory_update_workspace(const MemoryUpdate& update) {
 
 void memory_update(const MemoryUpdate& update, void* workspace, Stream stream) {
   if (update.rows.size == 0 || update.bank.cols == 0) return;
-  Task task{update, {nullptr, nullptr}, static_cast<float*>(workspace),
-            int(update.bank.cols), false};
+  Task task{
+      update, {nullptr, nullptr}, static_cast<float*>(workspace), int(update.bank.cols), false};
   if (update.rows.size > kScanned)
     task.sorted = sort_ids(kOp, update.rows, update.bank.rows,
                            static_cast<char*>(workspace) + row_scratch(update), stream);

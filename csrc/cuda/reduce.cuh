@@ -1,4 +1,5 @@
-// Sums and maxima over a warp: every lane gets the result, in an order that nothing but the code decides.
+// Sums and maxima over a warp: every lane gets the result, in an order that nothing but the code
+// decides.
 #pragma once
 
 #include "cuda/portable.cuh"

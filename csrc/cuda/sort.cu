@@ -1,7 +1,7 @@
-// Least significant byte first. A tile of keys belongs to one block and a run of it to one warp, so that
-// "how many equal bytes came before me" is: in earlier tiles (a scan over all counts), in earlier warps of
-// my tile (a scan in shared memory), in earlier rounds of my warp (a running count), in lower lanes of my
-// round (match).
+// Least significant byte first. A tile of keys belongs to one block and a run of it to one warp, so
+// that "how many equal bytes came before me" is: in earlier tiles (a scan over all counts), in
+// earlier warps of my tile (a scan in shared memory), in earlier rounds of my warp (a running
+// count), in lower lanes of my round (match).
 
 #include "cuda/sort.cuh"
 
@@ -130,12 +130,12 @@ Sorted sort_ids(const char* op, Ids ids, int64_t bound, void* workspace, Stream 
   launch(op, sort_keys_kernel, (count + kThreads - 1) / kThreads, kThreads, 0, stream, ids, bound,
          keys, order);
   for (int shift = 0; shift < 32 && bound >> shift > 0; shift += 8) {
-    launch(op, sort_count_kernel, blocks, kThreads, 0, stream,
-           static_cast<const uint32_t*>(keys), count, shift, counts);
+    launch(op, sort_count_kernel, blocks, kThreads, 0, stream, static_cast<const uint32_t*>(keys),
+           count, shift, counts);
     launch(op, sort_scan_kernel, 1, kScanThreads, 0, stream, counts, kDigits * blocks);
-    launch(op, sort_scatter_kernel, blocks, kThreads, 0, stream,
-           static_cast<const uint32_t*>(keys), static_cast<const uint32_t*>(order),
-           static_cast<const uint32_t*>(counts), count, shift, other_keys, other_order);
+    launch(op, sort_scatter_kernel, blocks, kThreads, 0, stream, static_cast<const uint32_t*>(keys),
+           static_cast<const uint32_t*>(order), static_cast<const uint32_t*>(counts), count, shift,
+           other_keys, other_order);
     std::swap(keys, other_keys);
     std::swap(order, other_order);
   }

@@ -18,13 +18,13 @@ _CONVERTED = 2**24  # elements of a half-precision bank that are widened at a ti
 
 
 def panels(batch: int, bank: Any) -> Iterator[tuple[int, Any]]:
-    """(first row, rows) of consecutive panels of `bank`, for products with `batch` queries."""
+    """(first row, rows) of consecutive panels of `bank`, for products with `batch` queries; at least one."""
     size, dim = bank.shape
     rows = (_CUDA_SCORES if _native.on_cuda(bank) else _CPU_SCORES) // max(batch, 1)
     if not _is_float32(bank):
         rows = min(rows, _CONVERTED // max(dim, 1))
     rows = max(rows // 256, 1) * 256
-    for first in range(0, size, rows):
+    for first in range(0, max(size, 1), rows):
         yield first, bank[first : first + rows]
 
 
@@ -62,22 +62,24 @@ def _is_float32(array: Any) -> bool:
     return array.dtype in (torch.float32, np.dtype("float32"))
 
 
+def _autocast_is_on(kind: str) -> bool:
+    try:
+        return torch.is_autocast_enabled(kind)
+    except TypeError:  # before torch 2.4, one function per device
+        return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
+
+
 @contextlib.contextmanager
 def _plain_float32(tensor: torch.Tensor, precision: str):
     """No autocast; with "exact", no TF32 or bfloat16 inside float32 products either."""
     kind = tensor.device.type
-    autocast = (
-        torch.autocast(kind, enabled=False)
-        if torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
-        else contextlib.nullcontext()
-    )
     setting = torch.get_float32_matmul_precision()
     lower = precision == "exact" and setting != "highest"
-    with autocast, torch.no_grad():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if _autocast_is_on(kind):
+            stack.enter_context(torch.autocast(kind, enabled=False))
         if lower:
             torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            if lower:
-                torch.set_float32_matmul_precision(setting)
+            stack.callback(torch.set_float32_matmul_precision, setting)
+        yield

@@ -48,25 +48,31 @@ def register(
         if backward is not None:
             registered.register_autograd(backward, setup_context=setup_context)
 
-    if backward is None:
-        eager = function
-    else:
-        members = {
-            "forward": staticmethod(function),
-            "setup_context": staticmethod(setup_context),
-            "backward": staticmethod(torch.autograd.function.once_differentiable(backward)),
-        }
-        differentiable = type(name, (torch.autograd.Function,), members).apply
-
-        def eager(*arguments):
-            needs_grad = torch.is_grad_enabled() and any(
-                isinstance(a, torch.Tensor) and a.requires_grad for a in arguments
-            )
-            return (differentiable if needs_grad else function)(*arguments)
+    differentiable = function
+    if backward is not None and setup_context is not None:
+        differentiable = _autograd_function(name, function, setup_context, backward)
 
     def call(*arguments):
         if dispatched(arguments[0]):
             return getattr(torch.ops.pyreid, name)(*arguments)
-        return eager(*arguments)
+        if torch.is_grad_enabled() and any(map(_requires_grad, arguments)):
+            return differentiable(*arguments)
+        return function(*arguments)
 
     return call
+
+
+def _requires_grad(argument: Any) -> bool:
+    return isinstance(argument, torch.Tensor) and argument.requires_grad
+
+
+def _autograd_function(
+    name: str, forward: Callable, setup_context: Callable, backward: Callable
+) -> Callable:
+    members = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(torch.autograd.function.once_differentiable(backward)),
+    }
+    function: Any = type(name, (torch.autograd.Function,), members)
+    return function.apply

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from pyreid import _native
+from pyreid._native import Array
 from pyreid.ops import _torch
 
-Array = TypeVar("Array")
 _OP = "memory_update_"
 
 
@@ -101,8 +101,8 @@ def _update_tensors(
     parts: Sequence[int],
     normalize: bool,
 ) -> None:
-    momentum = momentum if momenta is None else momenta
-    _update(bank, features, rows, momentum, repeats, parts, normalize)
+    weight = momentum if momenta is None else momenta
+    _update(bank, features, rows, weight, repeats, parts, normalize)
 
 
 _update_registered = _torch.register(

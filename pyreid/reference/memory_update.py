@@ -3,9 +3,7 @@
 import numpy as np
 
 
-def memory_update(
-    bank, features, rows, *, momentum, repeats="sequential", parts=1, normalize=True
-):
+def memory_update(bank, features, rows, *, momentum, repeats="sequential", parts=1, normalize=True):
     """(N, D) bank after the events; float64 inside, one rounding at the end."""
     old = np.asarray(bank, np.float64)
     features = np.asarray(features, np.float64)
@@ -35,8 +33,5 @@ def memory_update(
 
 
 def _normalized(row, parts):
-    if isinstance(parts, int):
-        chunks = np.split(row, parts)
-    else:
-        chunks = np.split(row, np.cumsum(parts)[:-1])
+    chunks = np.split(row, parts if isinstance(parts, int) else np.cumsum(parts)[:-1])
     return np.concatenate([chunk / max(np.linalg.norm(chunk), 1e-12) for chunk in chunks])

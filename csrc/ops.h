@@ -80,6 +80,13 @@ void mine_panel(const float* scores, int64_t columns, int64_t first_row, const M
 // Ranks skip, ..., keep - 1 into scores and rows (B, keep - skip), best first, then -inf and -1.
 void mine_finish(const MineState& state, int64_t skip, float* scores, int64_t* rows, Stream stream);
 
+// --- products ---
+
+// scores (B, N) = dot products of queries (B, D) and rows (N, D), accumulated in float32. Only
+// where has_product(): on CUDA the array library's own product is the better one.
+bool has_product();
+void product(const ConstMatrix& queries, const ConstMatrix& rows, float* scores, Stream stream);
+
 // --- the floor itself --------------------------------------------------------------------------
 
 // Whether arrays of this floor live in CUDA memory.

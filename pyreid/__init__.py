@@ -3,7 +3,15 @@
 `from pyreid import ops` is where to start. Importing `pyreid` itself loads nothing and prints nothing.
 """
 
-from pyreid._build import VERSION as __version__  # noqa: F401
+try:
+    from pyreid._build import VERSION as __version__
+except ModuleNotFoundError:
+    raise ImportError(
+        "pyreid is not built in this folder: run `pip install -e .` (or `make build`) there, or start "
+        "Python elsewhere to get the installed one"
+    ) from None
+
+__all__ = ["__version__", "debug", "get_num_threads", "set_num_threads"]
 
 
 def debug(enabled: bool = True):

@@ -1,4 +1,4 @@
-#include <cstring>
+#include <stdexcept>
 
 #include "cuda/portable.cuh"
 #include "ops.h"
@@ -14,5 +14,11 @@ bool floor_is_cuda() { return true; }
 
 const Setting* floor_setting(const char*) { return nullptr; }
 #endif
+
+bool has_product() { return false; }
+
+void product(const ConstMatrix&, const ConstMatrix&, float*, Stream) {
+  throw std::logic_error("product: this floor leaves products to the array library");
+}
 
 }  // namespace pyreid

@@ -1,5 +1,5 @@
-"""The bank in panels: dot products with a few thousand rows at a time, by the array library's own product,
-so that a kernel can use them up while they are in cache and no (B, N) array ever exists."""
+"""The bank in panels: dot products with a few thousand rows at a time, so that a kernel can use them up
+while they are in cache and no (B, N) array ever exists."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pyreid import _native
 
 # Scores of one panel: on the CPU a share of the last cache, on CUDA half of a Hopper's L2.
 _CPU_SCORES, _CUDA_SCORES = 2**20, 7 * 2**20
+_PACKED = 4  # queries, from which on the floor's own product beats one that need not pack the rows
 _CONVERTED = 2**24  # elements of a half-precision bank that are widened at a time
 
 
@@ -34,6 +35,11 @@ def product(queries: Any, panel: Any, *, precision: str = "exact") -> Any:
     "exact": float32 throughout, whatever torch's matmul precision and autocast are set to. "fast": on CUDA
     in the bank's half precision, or as torch's settings allow for a float32 bank.
     """
+    module, stream = _native.floor(panel)
+    if module.has_product and len(queries) >= _PACKED:
+        scores = _native.empty(panel, (len(queries), len(panel)), "float32")
+        module.product(queries, panel, scores, stream)
+        return scores
     if not _native.is_torch(queries):
         return queries @ widened(panel).T
     with _plain_float32(queries, precision):

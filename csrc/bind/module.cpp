@@ -26,4 +26,5 @@ PYBIND11_MODULE(PYREID_MODULE, module) {
   });
   pyreid::bind_memory_update(module);
   pyreid::bind_negative_mining(module);
+  pyreid::bind_set_contrast(module);
 }

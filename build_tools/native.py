@@ -28,10 +28,11 @@ from toolkit import ROOT, Nvcc, Plan, ToolkitError, flag, library_folders
 FOLDER = Path("build/native")  # relative to ROOT, so that moving the tree rebuilds nothing
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
-# -ffp-contract=off: the same bits on every variant of the CPU floor.
+# -ffp-contract=off: the same bits on every variant of the CPU floor. -fno-trapping-math changes none: it
+# lets g++ compute both sides of a choice, without which loops over float16 are not vector code.
 CXX_FLAGS = shlex.split(
     "-O3 -std=c++17 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -ffp-contract=off "
-    "-pthread -Wall -Wextra -Icsrc"
+    "-fno-trapping-math -pthread -Wall -Wextra -Icsrc"
 )
 # --exclude-libs: the static CUDA runtime must not meet another one that torch has loaded.
 LINK_FLAGS = shlex.split("-shared -pthread -Wl,-s -Wl,--exclude-libs,ALL")

@@ -87,6 +87,48 @@ void mine_finish(const MineState& state, int64_t skip, float* scores, int64_t* r
 bool has_product();
 void product(const ConstMatrix& queries, const ConstMatrix& rows, float* scores, Stream stream);
 
+// --- set_contrast ------------------------------------------------------------------------------
+
+// What each of B query rows is compared with: its positives, then its negatives. A row of -1 is a
+// pad: it counts nothing.
+struct Candidates {
+  ConstMatrix bank;  // (N, D)
+  Ids positives;     // (B, num_positives) bank rows
+  Ids negatives;     // (B, num_negatives) bank rows
+  int64_t batch, num_positives, num_negatives;
+  int64_t count;  // num_positives + num_negatives
+};
+
+struct SetContrast {
+  Candidates candidates;
+  const float* queries;  // (Q, B, D): Q sets of queries share the candidates
+  int64_t sets;          // Q
+  const float* weights;  // (B, num_positives) or (num_positives,); null: 1 / the row's positives
+  bool weights_per_row;
+  float scale;
+  bool own;       // a softmax for each positive, with the negatives; else one over all
+  float* loss;    // (Q, B), written
+  float* slopes;  // (Q, B, num_positives + num_negatives), written: d loss / d dot product
+};
+
+struct SetContrastBackward {
+  Candidates candidates;
+  int64_t sets;
+  const float* grad_loss;  // (Q, B)
+  const float* slopes;     // of the forward
+  float* grad_queries;     // (Q, B, D), written
+};
+
+// With scores s = scale * <query, bank row>: loss = sum over positives of weight * (lse - s), where
+// lse is the log-sum-exp of all candidates' scores, or, with `own`, of this positive's and the
+// negatives'. A row without positives: loss 0, slopes 0. The gradient is grad_loss times the sum of
+// slopes times bank rows, in candidate order. A bank row out of range: on the CPU
+// std::invalid_argument before anything is written (in the forward); on CUDA a pad. `workspace`
+// holds as many bytes as its function says, aligned to 256.
+void set_contrast(const SetContrast& contrast, Stream stream);
+size_t set_contrast_backward_workspace(const SetContrastBackward& backward);
+void set_contrast_backward(const SetContrastBackward& backward, void* workspace, Stream stream);
+
 // --- the floor itself --------------------------------------------------------------------------
 
 // Whether arrays of this floor live in CUDA memory.

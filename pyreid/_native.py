@@ -134,6 +134,13 @@ def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
     return np.empty(shape, dtype)
 
 
+def widened_half(array: Any) -> Any:
+    """A float16 or bfloat16 array as float32; anything else as it is."""
+    if str(getattr(array, "dtype", None)).removeprefix("torch.") not in ("float16", "bfloat16"):
+        return array
+    return array.float() if is_torch(array) else array.astype("float32")
+
+
 def scratch(like: Any):
     """A function of a number of bytes that returns scratch memory beside `like`."""
     return lambda size: empty(like, (size,), "uint8")

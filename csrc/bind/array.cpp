@@ -216,6 +216,17 @@ Array view_dlpack(py::handle object) {
   return array;
 }
 
+void* data_of(py::handle array) {
+  switch (library_of(array)) {
+    case Library::torch:
+      return view_torch(array).data;
+    case Library::numpy:
+      return view_numpy(array).data;
+    default:
+      return view_dlpack(array).data;
+  }
+}
+
 std::string shown(py::handle object) { return py::str(py::repr(object)); }
 
 std::string text(const std::vector<int64_t>& shape) {
@@ -287,6 +298,12 @@ Array Args::view(const char* name, py::handle object) {
 
 Array Args::array(const char* name, py::handle object, std::initializer_list<Dtype> dtypes,
                   std::initializer_list<int64_t> shape) {
+  return array_of_shapes(name, object, dtypes, {shape});
+}
+
+Array Args::array_of_shapes(const char* name, py::handle object,
+                            std::initializer_list<Dtype> dtypes,
+                            std::initializer_list<std::initializer_list<int64_t>> shapes) {
   const Array array = view(name, object);
   if (!array.dtype || std::find(dtypes.begin(), dtypes.end(), *array.dtype) == dtypes.end()) {
     std::string rule = "be ";
@@ -297,10 +314,17 @@ Array Args::array(const char* name, py::handle object, std::initializer_list<Dty
               std::string(name_of(*dtype));
     fail(name, rule, array.dtype ? name_of(*array.dtype) : array.dtype_name);
   }
-  bool fits = array.ndim == int(shape.size());
-  for (int axis = 0; fits && axis < array.ndim; ++axis)
-    fits = shape.begin()[axis] < 0 || shape.begin()[axis] == array.shape[axis];
-  if (!fits) fail(name, "have shape " + text(std::vector<int64_t>(shape)), text(array));
+  const auto fits = [&](std::initializer_list<int64_t> shape) {
+    return array.ndim == int(shape.size()) &&
+           std::equal(shape.begin(), shape.end(), array.shape,
+                      [](int64_t wanted, int64_t size) { return wanted < 0 || wanted == size; });
+  };
+  if (std::none_of(shapes.begin(), shapes.end(), fits)) {
+    std::string rule = "have shape ";
+    for (auto shape = shapes.begin(); shape != shapes.end(); ++shape)
+      rule += (shape == shapes.begin() ? "" : " or ") + text(std::vector<int64_t>(*shape));
+    fail(name, rule, text(array));
+  }
   if (!array.contiguous) fail(name, "be C-contiguous", "a strided view of shape " + text(array));
   return array;
 }
@@ -364,7 +388,14 @@ Parts Args::parts(const char* name, py::handle object, int64_t cols) {
 Scratch::Scratch(py::handle allocate, size_t bytes) {
   if (bytes == 0) return;
   array_ = allocate(bytes);
-  data_ = library_of(array_) == Library::torch ? view_torch(array_).data : view_dlpack(array_).data;
+  data_ = data_of(array_);
+}
+
+NewArray::NewArray(py::handle allocate, const std::vector<int64_t>& shape, Dtype dtype) {
+  py::tuple sizes(shape.size());
+  for (size_t axis = 0; axis < shape.size(); ++axis) sizes[axis] = shape[axis];
+  array = allocate(sizes, name_of(dtype));
+  data = data_of(array);
 }
 
 }  // namespace pyreid

@@ -49,6 +49,8 @@ class Args {
   // `shape`: -1 allows any length.
   Array array(const char* name, py::handle object, std::initializer_list<Dtype> dtypes,
               std::initializer_list<int64_t> shape);
+  Array array_of_shapes(const char* name, py::handle object, std::initializer_list<Dtype> dtypes,
+                        std::initializer_list<std::initializer_list<int64_t>> shapes);
   Matrix matrix(const char* name, py::handle object, int64_t rows, int64_t cols);  // written to
   ConstMatrix const_matrix(const char* name, py::handle object, int64_t rows, int64_t cols);
   Ids ids(const char* name, py::handle object, int64_t size);
@@ -78,6 +80,13 @@ class Scratch {
  private:
   py::object array_;
   void* data_ = nullptr;
+};
+
+// A new array of the caller's library: what `allocate(shape, dtype name)` returns.
+struct NewArray {
+  NewArray(py::handle allocate, const std::vector<int64_t>& shape, Dtype dtype);
+  py::object array;
+  void* data;
 };
 
 }  // namespace pyreid

@@ -21,7 +21,9 @@ def table(results):
     for record in results["results"]:
         ours = record["seconds"]["ours"]
         for i, (name, seconds) in enumerate(list(record["seconds"].items())[1:]):
-            head = f"| `{record['op']}` | {record['size']} | {duration(ours)}" if i == 0 else "| | |"
+            head = (
+                f"| `{record['op']}` | {record['size']} | {duration(ours)}" if i == 0 else "| | |"
+            )
             yield f"{head} | {name}: {duration(seconds)} | {seconds / ours:.1f} |"
 
 

@@ -27,7 +27,7 @@ __device__ __forceinline__ float key_score(uint64_t key) {
 }
 
 // The candidates of one query, and what the block shares about them.
-struct Candidates {
+struct Best {
   uint64_t* keys;  // [capacity]
   int64_t keep;
   int count;
@@ -106,13 +106,13 @@ __global__ void __launch_bounds__(kThreads)
   PYREID_SHARED(uint32_t, found, 3);
   const int64_t query = blockIdx.x;
   const bool fresh = first_row == 0;
-  Candidates best{state.candidates + query * state.capacity,
-                  state.keep,
-                  fresh ? 0 : state.counts[query],
-                  fresh ? 0 : state.thresholds[query],
-                  &histogram[0],
-                  &warp_totals[0],
-                  &found[0]};
+  Best best{state.candidates + query * state.capacity,
+            state.keep,
+            fresh ? 0 : state.counts[query],
+            fresh ? 0 : state.thresholds[query],
+            &histogram[0],
+            &warp_totals[0],
+            &found[0]};
   const int64_t self_row = rules.self_rows.data ? id_at(rules.self_rows, query) : -1;
   const int64_t group = rules.query_groups.data ? id_at(rules.query_groups, query) : -1;
   const int64_t camera = rules.query_cameras.data ? id_at(rules.query_cameras, query) : 0;
@@ -203,13 +203,13 @@ __global__ void __launch_bounds__(kThreads)
   PYREID_SHARED(uint32_t, found, 3);
   PYREID_DYNAMIC_SHARED(uint64_t, sorted);
   const int64_t query = blockIdx.x, k = state.keep - skip;
-  Candidates best{state.candidates + query * state.capacity,
-                  state.keep,
-                  state.counts[query],
-                  state.thresholds[query],
-                  &histogram[0],
-                  &warp_totals[0],
-                  &found[0]};
+  Best best{state.candidates + query * state.capacity,
+            state.keep,
+            state.counts[query],
+            state.thresholds[query],
+            &histogram[0],
+            &warp_totals[0],
+            &found[0]};
   if (best.count > state.keep) best.compact();
   __syncthreads();
   if (kShared) {

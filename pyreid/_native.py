@@ -134,6 +134,11 @@ def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
     return np.empty(shape, dtype)
 
 
+def allocator(like: Any):
+    """A function of a shape and a dtype that returns an uninitialised array beside `like`."""
+    return functools.partial(empty, like)
+
+
 def scratch(like: Any):
     """A function of a number of bytes that returns scratch memory beside `like`."""
     return lambda size: empty(like, (size,), "uint8")

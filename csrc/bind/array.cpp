@@ -361,9 +361,11 @@ Parts Args::parts(const char* name, py::handle object, int64_t cols) {
   return parts;
 }
 
-Scratch::Scratch(py::handle allocate, size_t bytes) {
-  if (bytes == 0) return;
-  array_ = allocate(bytes);
+Scratch::Scratch(py::handle allocate, size_t bytes)
+    : Scratch(bytes > 0 ? py::object(allocate(bytes)) : py::none()) {}
+
+Scratch::Scratch(py::object array) : array_(std::move(array)) {
+  if (array_.is_none()) return;
   data_ = library_of(array_) == Library::torch ? view_torch(array_).data : view_dlpack(array_).data;
 }
 

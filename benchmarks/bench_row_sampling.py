@@ -6,7 +6,7 @@ import torch
 
 from pyreid import ops
 
-from .timing import Case, verify
+from .timing import Case, pytest_benchmark
 
 
 def cases(device, quick=False):
@@ -60,7 +60,4 @@ def case(device, size, groups, batch, negatives, what, *, positives=2):
 
 
 def test_speed(case, contender, benchmark):
-    verify(case)
-    call = case.ours if contender == "ours" else case.baselines[contender]
-    benchmark.group = f"{case.op} {case}"
-    benchmark(call, case.make())
+    pytest_benchmark(case, contender, benchmark)

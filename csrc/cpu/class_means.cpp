@@ -36,16 +36,25 @@ struct Averager {
     const auto at = [&](int64_t i) {
       return static_cast<const T*>(classes.features.data) + rows[i] * dim + first;
     };
-    std::fill_n(sum, width, 0.f);
-    int64_t i = 0;
-    for (; i + 4 <= count; i += 4) {
-      const T *const a = at(i), *const b = at(i + 1), *const c = at(i + 2), *const d = at(i + 3);
+    int64_t i = count % 4;
+    const T* a = at(0);
+    if (i == 0) {
+      std::fill_n(sum, width, 0.f);
+    } else if (i == 1) {
+      for (int64_t k = 0; k < width; ++k) sum[k] = 0.f + widen(a[k]);
+    } else if (i == 2) {
+      const T* const b = at(1);
+      for (int64_t k = 0; k < width; ++k) sum[k] = (0.f + widen(a[k])) + widen(b[k]);
+    } else {
+      const T *const b = at(1), *const c = at(2);
+      for (int64_t k = 0; k < width; ++k)
+        sum[k] = ((0.f + widen(a[k])) + widen(b[k])) + widen(c[k]);
+    }
+    for (; i < count; i += 4) {
+      a = at(i);
+      const T *const b = at(i + 1), *const c = at(i + 2), *const d = at(i + 3);
       for (int64_t k = 0; k < width; ++k)
         sum[k] = (((sum[k] + widen(a[k])) + widen(b[k])) + widen(c[k])) + widen(d[k]);
-    }
-    for (; i < count; ++i) {
-      const T* const a = at(i);
-      for (int64_t k = 0; k < width; ++k) sum[k] += widen(a[k]);
     }
   }
 

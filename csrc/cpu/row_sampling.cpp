@@ -14,18 +14,33 @@
 namespace pyreid {
 namespace {
 
-constexpr int64_t kBatch = 256;  // places at a time
+constexpr int kBatch = 256;  // places at a time
 
 // rows[j] = row(order(j % order.size)) for all j.
 template <class Row>
 void draw(const RandomOrder& order, int64_t count, int64_t* rows, Row row) {
   const int64_t distinct = std::min<int64_t>(count, order.size);
   uint32_t places[kBatch];
+  int owners[kBatch];
   for (int64_t begin = 0; begin < distinct; begin += kBatch) {
-    const int64_t width = std::min(kBatch, distinct - begin);
-    for (int64_t i = 0; i < width; ++i) places[i] = order.once(uint32_t(begin + i));
-    for (int64_t i = 0; i < width; ++i)
-      rows[begin + i] = row(places[i] < order.size ? places[i] : order(places[i]));
+    int walking = int(std::min<int64_t>(kBatch, distinct - begin));
+    for (int i = 0; i < walking; ++i) {
+      places[i] = uint32_t(begin + i);
+      owners[i] = i;
+    }
+    while (walking > 0) {
+      for (int i = 0; i < walking; ++i) places[i] = order.once(places[i]);
+      int left = 0;
+      for (int i = 0; i < walking; ++i) {
+        const uint32_t place = places[i];
+        const bool out = place >= order.size;
+        rows[begin + owners[i]] = row(out ? 0 : place);  // not a branch, which would be a guess
+        places[left] = place;
+        owners[left] = owners[i];
+        left += out ? 1 : 0;
+      }
+      walking = left;
+    }
   }
   for (int64_t j = distinct; j < count; ++j) rows[j] = rows[j - distinct];
 }

@@ -21,7 +21,7 @@ namespace {
 constexpr const char* kOp = "class_means";
 constexpr int kThreads = 512;
 constexpr int kRun = 32;             // rows that are summed plainly
-constexpr int kAhead = 4;              // rows in flight per thread
+constexpr int kAhead = 4;            // rows in flight per thread
 constexpr int64_t kFewBlocks = 512;  // fewer do not fill a device: use narrow tiles
 constexpr int kNormThreads = 256;
 

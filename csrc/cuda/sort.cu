@@ -3,9 +3,8 @@
 // earlier warps of my tile (a scan in shared memory), in earlier rounds of my warp (a running
 // count), in lower lanes of my round (match).
 
-#include "cuda/sort.cuh"
-
 #include "cuda/scan.cuh"
+#include "cuda/sort.cuh"
 
 namespace pyreid {
 namespace {

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
 from pyreid import _native
 from pyreid.ops import _torch
-
-Array = TypeVar("Array")
 
 
 class Means(NamedTuple):
@@ -21,9 +19,7 @@ class Means(NamedTuple):
     counts: Any  # (M,) int64, the rows of each class
 
 
-def class_means(
-    features: Array, labels: Array, cameras: Array | None = None, *, normalize: bool
-) -> Means:
+def class_means(features: Any, labels: Any, cameras: Any = None, *, normalize: bool) -> Means:
     """The mean feature of each label, or of each label in each camera.
 
     Args:
@@ -42,11 +38,11 @@ def class_means(
     and a CUDA graph cannot capture it. `torch.compile(fullgraph=True)` takes it with
     `torch._dynamo.config.capture_dynamic_output_shape_ops = True`.
     """
+    call = _means
     if _torch.dispatched(features):
-        found = _means_registered(features.detach(), labels, cameras, normalize)
-    else:
-        found = _means(features, labels, cameras, normalize)
-    return Means(*found) if cameras is not None else Means(*found[:2], None, found[3])
+        features, call = features.detach(), _means_registered
+    means, mean_labels, mean_cameras, counts = call(features, labels, cameras, normalize)
+    return Means(means, mean_labels, None if cameras is None else mean_cameras, counts)
 
 
 def _means(features: Any, labels: Any, cameras: Any, normalize: bool) -> tuple[Any, Any, Any, Any]:

@@ -91,7 +91,7 @@ void product(const ConstMatrix& queries, const ConstMatrix& rows, float* scores,
 
 // What each of B query rows is compared with: its positives, then its negatives. A row of -1 is a
 // pad: it counts nothing.
-struct Candidates {
+struct ContrastList {
   ConstMatrix bank;  // (N, D)
   Ids positives;     // (B, num_positives) bank rows
   Ids negatives;     // (B, num_negatives) bank rows
@@ -100,7 +100,7 @@ struct Candidates {
 };
 
 struct SetContrast {
-  Candidates candidates;
+  ContrastList candidates;
   const float* queries;  // (Q, B, D): Q sets of queries share the candidates
   int64_t sets;          // Q
   const float* weights;  // (B, num_positives) or (num_positives,); null: 1 / the row's positives
@@ -112,7 +112,7 @@ struct SetContrast {
 };
 
 struct SetContrastBackward {
-  Candidates candidates;
+  ContrastList candidates;
   int64_t sets;
   const float* grad_loss;  // (Q, B)
   const float* slopes;     // of the forward
@@ -128,6 +128,57 @@ struct SetContrastBackward {
 void set_contrast(const SetContrast& contrast, Stream stream);
 size_t set_contrast_backward_workspace(const SetContrastBackward& backward);
 void set_contrast_backward(const SetContrastBackward& backward, void* workspace, Stream stream);
+
+// --- class_means -------------------------------------------------------------------------------
+
+struct Classes {
+  ConstMatrix features;  // (N, D)
+  Ids labels;            // (N,) any values; a row whose label is negative is left out
+  Ids cameras;           // (N,) any values; data is null: classes are labels alone
+};
+
+// For `classes` classes, ordered by camera, then label.
+struct Means {
+  int64_t classes;   // M
+  bool normalize;    // divide each mean by its L2 norm (at least 1e-12)
+  float* means;      // (M, D)
+  int64_t* labels;   // (M,)
+  int64_t* cameras;  // (M,), or null where cameras are
+  int64_t* counts;   // (M,) rows of each class, at least one
+};
+
+// How many classes there are only the data knows. class_means_count groups the rows and writes M to
+// `count`; the caller reads it, allocates, and calls class_means_fill with the same workspace of
+// class_means_workspace(classes) bytes, aligned to 256.
+//
+// Rows of a class are summed in ascending order, in float32: 32 rows at a time, and those sums one
+// after another with compensation, so that a class of any size is exact to a few units in the last
+// place (of the mean of the absolute values).
+size_t class_means_workspace(const Classes& classes);
+void class_means_count(const Classes& classes, int64_t* count, void* workspace, Stream stream);
+void class_means_fill(const Classes& classes, const Means& means, void* workspace, Stream stream);
+
+// --- row_sampling ------------------------------------------------------------------------------
+
+struct RowSampling {
+  Ids groups;         // (N,) any values; a negative one is no group: it equals nothing
+  Ids targets;        // (B,) the group of each sample
+  Ids exclude;        // (B,) a row that each sample does not draw; data is null: none
+  int64_t positives;  // P
+  int64_t negatives;  // K
+  uint64_t seed;
+  int64_t* positive_rows;  // (B, P)
+  int64_t* negative_rows;  // (B, K)
+};
+
+// Draws rows uniformly: positives from the sample's group, negatives from all other rows. Let the
+// rows be sorted by group, stably, and `order` be a RandomOrder (philox.h) of the n rows that the
+// sample may draw: the j-th row drawn is the order(j % n)-th of them. So none repeats before all
+// have been drawn. Where there is none to draw, -1; where a group holds nothing but the excluded
+// row, that row. An excluded row out of range: on the CPU std::invalid_argument; on CUDA nothing is
+// excluded. `workspace` holds row_sampling_workspace(sampling) bytes, aligned to 256.
+size_t row_sampling_workspace(const RowSampling& sampling);
+void row_sampling(const RowSampling& sampling, void* workspace, Stream stream);
 
 // --- the floor itself --------------------------------------------------------------------------
 

@@ -141,6 +141,11 @@ def widened_half(array: Any) -> Any:
     return array.float() if is_torch(array) else array.astype("float32")
 
 
+def allocator(like: Any):
+    """A function of a shape and a dtype that returns an uninitialised array beside `like`."""
+    return functools.partial(empty, like)
+
+
 def scratch(like: Any):
     """A function of a number of bytes that returns scratch memory beside `like`."""
     return lambda size: empty(like, (size,), "uint8")

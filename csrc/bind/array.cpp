@@ -385,10 +385,11 @@ Parts Args::parts(const char* name, py::handle object, int64_t cols) {
   return parts;
 }
 
-Scratch::Scratch(py::handle allocate, size_t bytes) {
-  if (bytes == 0) return;
-  array_ = allocate(bytes);
-  data_ = data_of(array_);
+Scratch::Scratch(py::handle allocate, size_t bytes)
+    : Scratch(bytes > 0 ? py::object(allocate(bytes)) : py::none()) {}
+
+Scratch::Scratch(py::object array) : array_(std::move(array)) {
+  if (!array_.is_none()) data_ = data_of(array_);
 }
 
 NewArray::NewArray(py::handle allocate, const std::vector<int64_t>& shape, Dtype dtype) {

@@ -75,10 +75,12 @@ class Args {
 class Scratch {
  public:
   Scratch(py::handle allocate, size_t bytes);
+  explicit Scratch(py::object array);  // what array() of an earlier call returned
   void* data() const { return data_; }
+  const py::object& array() const { return array_; }
 
  private:
-  py::object array_;
+  py::object array_ = py::none();
   void* data_ = nullptr;
 };
 

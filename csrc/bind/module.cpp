@@ -24,8 +24,10 @@ PYBIND11_MODULE(PYREID_MODULE, module) {
       throw pybind11::key_error(std::string(name) + " is read-only");
     setting(name).set(value);
   });
+  pyreid::bind_class_means(module);
   pyreid::bind_memory_update(module);
   pyreid::bind_negative_mining(module);
   pyreid::bind_products(module);
   pyreid::bind_set_contrast(module);
+  pyreid::bind_row_sampling(module);
 }

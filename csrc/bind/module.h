@@ -5,9 +5,11 @@
 
 namespace pyreid {
 
+void bind_class_means(pybind11::module_& module);
 void bind_memory_update(pybind11::module_& module);
 void bind_negative_mining(pybind11::module_& module);
 void bind_products(pybind11::module_& module);
 void bind_set_contrast(pybind11::module_& module);
+void bind_row_sampling(pybind11::module_& module);
 
 }  // namespace pyreid

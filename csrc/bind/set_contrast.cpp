@@ -15,9 +15,9 @@ Ids id_lists(Args& args, const char* name, py::handle object, int64_t batch, int
 }
 
 // The arguments that forward and backward share; `batch` query rows.
-Candidates candidates_of(Args& args, py::handle bank, py::handle positives, py::handle negatives,
-                         int64_t batch, int64_t dim) {
-  Candidates candidates{};
+ContrastList candidates_of(Args& args, py::handle bank, py::handle positives, py::handle negatives,
+                           int64_t batch, int64_t dim) {
+  ContrastList candidates{};
   candidates.batch = batch;
   candidates.bank = args.const_matrix("bank", bank, -1, dim);
   candidates.positives = id_lists(args, "positives", positives, batch, candidates.num_positives);

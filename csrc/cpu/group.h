@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 #include "tensor.h"
@@ -21,7 +22,7 @@ struct Groups {
   int64_t count() const { return int64_t(starts.size()) - 1; }
 };
 
-// Ids must lie in [0, bound).
-Groups group(const Ids& ids, int64_t bound);
+// Positions at which all keys agree are a group; ordered by the first key, then the next. Any ids.
+Groups group(std::initializer_list<Ids> keys);
 
 }  // namespace pyreid

@@ -1,7 +1,8 @@
-// Sums in a fixed order that vector units like: 16 lanes, added up at the end. Every instruction
-// level gives the same bits.
+// Sums and norms in a fixed order that vector units like: 16 lanes, added up at the end. Every
+// instruction level gives the same bits.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 namespace pyreid {
@@ -19,6 +20,13 @@ float lane_sum(int64_t count, Term term) {
   for (int width = kLanes / 2; width > 0; width /= 2)
     for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
   return lanes[0];
+}
+
+// Divides by the L2 norm, or by 1e-12 if that is more.
+inline void scale_to_unit(float* values, int64_t count) {
+  const float squares = lane_sum(count, [=](int64_t i) { return values[i] * values[i]; });
+  const float scale = 1.f / std::fmax(std::sqrt(squares), 1e-12f);
+  for (int64_t i = 0; i < count; ++i) values[i] *= scale;
 }
 
 }  // namespace pyreid

@@ -19,10 +19,7 @@ void normalize(float* row, const Parts& parts) {
   int begin = 0;
   for (int part = 0; part < parts.count; ++part) {
     const int end = parts.size > 0 ? begin + parts.size : parts.ends[part];
-    float* const values = row + begin;
-    const float squares = lane_sum(end - begin, [=](int64_t i) { return values[i] * values[i]; });
-    const float scale = 1.f / std::fmax(std::sqrt(squares), 1e-12f);
-    for (int i = 0; i < end - begin; ++i) values[i] *= scale;
+    scale_to_unit(row + begin, end - begin);
     begin = end;
   }
 }
@@ -94,7 +91,7 @@ struct Updater {
   }
 
   void run() const {
-    const Groups groups = group(update.rows, update.bank.rows);
+    const Groups groups = group({update.rows});
     constexpr int64_t kWorthAThread = 8192;  // elements; below, waking a thread costs more
     parallel_for(groups.count(), 1 + kWorthAThread / dim, [&](int64_t begin, int64_t end) {
       std::vector<float> row(dim);

@@ -23,7 +23,7 @@ constexpr int64_t kWorthAThread = 8192;  // elements; below, waking a thread cos
 
 // Candidate c of query row b: its bank row, or -1 for a pad (and, in the backward, what is out of
 // range).
-int64_t row_of(const Candidates& candidates, int64_t b, int64_t c) {
+int64_t row_of(const ContrastList& candidates, int64_t b, int64_t c) {
   const int64_t positives = candidates.num_positives;
   const int64_t row =
       c < positives ? id_at(candidates.positives, b * positives + c)
@@ -78,7 +78,7 @@ void check_ids(const char* name, const Ids& ids, int64_t length, int64_t bound) 
 
 template <class Bank>
 void score(const SetContrast& contrast) {
-  const Candidates& candidates = contrast.candidates;
+  const ContrastList& candidates = contrast.candidates;
   const int64_t count = candidates.count, dim = candidates.bank.cols;
   const int64_t work = 1 + kWorthAThread / (1 + dim * contrast.sets);
   parallel_for(candidates.batch * count, work, [&](int64_t begin, int64_t end) {
@@ -102,7 +102,7 @@ struct Softmax {
   const SetContrast& contrast;
   const int64_t b;
   float* const scores;
-  const Candidates& candidates = contrast.candidates;
+  const ContrastList& candidates = contrast.candidates;
   const int64_t positives = candidates.num_positives, count = candidates.count;
   float uniform = 0.f;  // weight of each positive where none is given
 
@@ -178,7 +178,7 @@ struct Softmax {
 
 template <class Bank>
 void add_rows(const SetContrastBackward& backward) {
-  const Candidates& candidates = backward.candidates;
+  const ContrastList& candidates = backward.candidates;
   const int64_t count = candidates.count, dim = candidates.bank.cols;
   const int64_t work = 1 + kWorthAThread / (1 + count * dim * backward.sets);
   parallel_for(candidates.batch, work, [&](int64_t begin, int64_t end) {
@@ -205,7 +205,7 @@ void add_rows(const SetContrastBackward& backward) {
 }  // namespace
 
 void set_contrast(const SetContrast& contrast, Stream) {
-  const Candidates& candidates = contrast.candidates;
+  const ContrastList& candidates = contrast.candidates;
   const int64_t bound = candidates.bank.rows, count = candidates.count;
   check_ids("positives", candidates.positives, candidates.num_positives, bound);
   check_ids("negatives", candidates.negatives, candidates.num_negatives, bound);

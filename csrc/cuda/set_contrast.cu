@@ -37,7 +37,7 @@ constexpr int kSplit = 512;         // candidates, at least, of a part
 constexpr int kEnoughBlocks = 512;  // no splitting beyond
 
 // Candidate c of query row b: its bank row, or -1 for a pad and what is out of range.
-__device__ __forceinline__ int64_t row_of(const Candidates& candidates, int64_t b, int c) {
+__device__ __forceinline__ int64_t row_of(const ContrastList& candidates, int64_t b, int c) {
   const int64_t positives = candidates.num_positives;
   const int64_t row =
       c < positives ? id_at(candidates.positives, b * positives + c)
@@ -63,7 +63,7 @@ __device__ __forceinline__ void read_floats(float (&to)[kPack], const float* fro
 template <class Bank, int kPack, int kSets>
 __global__ void __launch_bounds__(kScoreThreads, kMinBlocks)
     scores_kernel(const SetContrast contrast) {
-  const Candidates& candidates = contrast.candidates;
+  const ContrastList& candidates = contrast.candidates;
   const int count = int(candidates.count), dim = int(candidates.bank.cols);
   const int tiles = (count + kPerBlock - 1) / kPerBlock;
   const int64_t b = blockIdx.x / tiles;
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kScoreThreads, kMinBlocks)
 
 __global__ void __launch_bounds__(kSoftmaxThreads) softmax_kernel(const SetContrast contrast) {
   PYREID_SHARED(float, partials, 32);
-  const Candidates& candidates = contrast.candidates;
+  const ContrastList& candidates = contrast.candidates;
   const int positives = int(candidates.num_positives), count = int(candidates.count);
   const int64_t b = blockIdx.x % candidates.batch;
   float* const scores = contrast.slopes + int64_t(blockIdx.x) * count;
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kGradientThreads, kMinBlocks)
   PYREID_SHARED(int64_t, rows, kTile);
   PYREID_SHARED(float, slopes, kSets* kTile);
   const SetContrastBackward& backward = task.backward;
-  const Candidates& candidates = backward.candidates;
+  const ContrastList& candidates = backward.candidates;
   const int count = int(candidates.count), dim = int(candidates.bank.cols);
   const int slice = int(blockIdx.x % task.slices);
   const int split = int(blockIdx.x / task.slices % task.splits);
@@ -250,7 +250,7 @@ __global__ void add_parts_kernel(const float* parts,  // [splits, size]
 }
 
 // Whether rows can be read in packs of 16 bytes.
-bool packs(const Candidates& candidates, const void* queries) {
+bool packs(const ContrastList& candidates, const void* queries) {
   const auto aligned = [](const void* pointer) {
     return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
   };
@@ -260,7 +260,7 @@ bool packs(const Candidates& candidates, const void* queries) {
 
 // Calls body(bank element, integral_constant pack, integral_constant sets at once).
 template <class Body>
-void dispatch(const Candidates& candidates, const void* queries, int64_t sets, Body body) {
+void dispatch(const ContrastList& candidates, const void* queries, int64_t sets, Body body) {
   const auto with_bank = [&](auto element) {
     using Bank = decltype(element);
     const auto with_pack = [&](auto pack) {
@@ -283,7 +283,7 @@ struct Layout {
   int threads, slices, splits, part;
 
   explicit Layout(const SetContrastBackward& backward) {
-    const Candidates& candidates = backward.candidates;
+    const ContrastList& candidates = backward.candidates;
     const int pack = packs(candidates, nullptr) ? int(16 / size_of(candidates.bank.dtype)) : 1;
     const int packs = ceil_div(std::max<int64_t>(candidates.bank.cols, 1), pack);
     threads = std::min(kGradientThreads, ceil_div(packs, 32) * 32);
@@ -304,7 +304,7 @@ int64_t gradient_size(const SetContrastBackward& backward) {
 }  // namespace
 
 void set_contrast(const SetContrast& contrast, Stream stream) {
-  const Candidates& candidates = contrast.candidates;
+  const ContrastList& candidates = contrast.candidates;
   dispatch(candidates, contrast.queries, contrast.sets, [&](auto element, auto pack, auto sets) {
     launch(kOp, scores_kernel<decltype(element), pack(), sets()>,
            contrast.sets == 0 ? 0 : candidates.batch * ceil_div(candidates.count, kPerBlock),

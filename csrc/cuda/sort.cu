@@ -3,6 +3,7 @@
 // earlier warps of my tile (a scan in shared memory), in earlier rounds of my warp (a running
 // count), in lower lanes of my round (match).
 
+#include "cuda/scan.cuh"
 #include "cuda/sort.cuh"
 
 namespace pyreid {
@@ -10,7 +11,6 @@ namespace {
 
 constexpr int kDigits = 256, kThreads = 256, kWarps = kThreads / 32, kRounds = 8;
 constexpr int kTile = kThreads * kRounds;
-constexpr int kScanThreads = 512;
 
 int64_t tiles(int64_t count) { return (count + kTile - 1) / kTile; }
 
@@ -39,35 +39,6 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
   counts[int64_t(threadIdx.x) * gridDim.x + blockIdx.x] = digits[threadIdx.x];
-}
-
-// Exclusive prefix sums in place, by one block: a tile's worth of counts is small beside its keys.
-__global__ void __launch_bounds__(kScanThreads)
-    sort_scan_kernel(uint32_t* __restrict__ counts,  // [size]
-                     int64_t size) {
-  PYREID_SHARED(uint32_t, warp_totals, kScanThreads / 32);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  uint32_t carry = 0;
-  for (int64_t begin = 0; begin < size; begin += kScanThreads) {
-    const int64_t i = begin + threadIdx.x;
-    const uint32_t value = i < size ? counts[i] : 0;
-    uint32_t inclusive = value;
-    for (int step = 1; step < 32; step *= 2) {
-      const uint32_t below = __shfl_up_sync(0xffffffffu, inclusive, step);
-      if (lane >= step) inclusive += below;
-    }
-    if (lane == 31) warp_totals[warp] = inclusive;
-    __syncthreads();
-    uint32_t before = carry, total = 0;
-    for (int w = 0; w < kScanThreads / 32; ++w) {
-      const uint32_t warp_total = warp_totals[w];
-      if (w < warp) before += warp_total;
-      total += warp_total;
-    }
-    if (i < size) counts[i] = before + inclusive - value;
-    carry += total;
-    __syncthreads();
-  }
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -132,7 +103,7 @@ Sorted sort_ids(const char* op, Ids ids, int64_t bound, void* workspace, Stream 
   for (int shift = 0; shift < 32 && bound >> shift > 0; shift += 8) {
     launch(op, sort_count_kernel, blocks, kThreads, 0, stream, static_cast<const uint32_t*>(keys),
            count, shift, counts);
-    launch(op, sort_scan_kernel, 1, kScanThreads, 0, stream, counts, kDigits * blocks);
+    exclusive_scan(op, counts, kDigits * blocks, stream);
     launch(op, sort_scatter_kernel, blocks, kThreads, 0, stream, static_cast<const uint32_t*>(keys),
            static_cast<const uint32_t*>(order), static_cast<const uint32_t*>(counts), count, shift,
            other_keys, other_order);

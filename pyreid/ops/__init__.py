@@ -1,7 +1,17 @@
 """The ops. Each takes torch tensors, CuPy or NumPy arrays, and returns what it was given."""
 
+from pyreid.ops.class_means import Means, class_means
 from pyreid.ops.memory_update import memory_update_
 from pyreid.ops.negative_mining import Mined, mine_negatives
+from pyreid.ops.row_sampling import sample_rows
 from pyreid.ops.set_contrast import set_contrast
 
-__all__ = ["Mined", "memory_update_", "mine_negatives", "set_contrast"]
+__all__ = [
+    "Means",
+    "Mined",
+    "class_means",
+    "memory_update_",
+    "mine_negatives",
+    "sample_rows",
+    "set_contrast",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -64,7 +63,7 @@ def _forward(
     """Loss (B,) or (Q, B), and slopes (..., J + K): d loss / d dot product."""
     queries = _native.widened_half(queries)
     module, stream = _native.floor(queries)
-    allocate = functools.partial(_native.empty, queries)
+    allocate = _native.allocator(queries)
     result = module.set_contrast(
         queries, bank, positives, negatives, weights, scale, denominator, allocate, stream
     )
@@ -96,7 +95,7 @@ def _gradient(
     negatives: torch.Tensor | None,
 ) -> torch.Tensor:
     module, stream = _native.floor(slopes)
-    allocate = functools.partial(_native.empty, slopes)
+    allocate = _native.allocator(slopes)
     return module.set_contrast_backward(
         grad_loss, slopes, bank, positives, negatives, allocate, stream
     )

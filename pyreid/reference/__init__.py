@@ -3,8 +3,17 @@
 For tests and benchmarks. Every function is pure: it copies what it changes.
 """
 
+from pyreid.reference.class_means import class_means
 from pyreid.reference.memory_update import memory_update
 from pyreid.reference.negative_mining import mine_negatives
+from pyreid.reference.row_sampling import sample_rows
 from pyreid.reference.set_contrast import set_contrast, set_contrast_gradient
 
-__all__ = ["memory_update", "mine_negatives", "set_contrast", "set_contrast_gradient"]
+__all__ = [
+    "class_means",
+    "memory_update",
+    "mine_negatives",
+    "sample_rows",
+    "set_contrast",
+    "set_contrast_gradient",
+]

@@ -4,13 +4,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define PYREID_BOTH __host__ __device__ __forceinline__
-#define PYREID_UNROLL _Pragma("unroll")
-#else
-#define PYREID_BOTH inline
-#define PYREID_UNROLL _Pragma("GCC unroll 16")
-#endif
+#include "host_device.h"
 
 namespace pyreid {
 

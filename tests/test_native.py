@@ -62,7 +62,17 @@ def test_builds_give_the_same_bits(variant):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     "batch, size, dim",
-    [(0, 5, 3), (1, 1, 1), (5, 0, 7), (3, 7, 0), (9, 50, 31), (17, 129, 600), (64, 100, 1030)],
+    [
+        (0, 5, 3),
+        (1, 1, 1),
+        (5, 0, 7),
+        (3, 7, 0),
+        (9, 50, 31),
+        (17, 129, 600),
+        (40, 75, 70),
+        (64, 100, 1030),
+        (100, 77, 1030),
+    ],
 )
 def test_products(variant, batch, size, dim, dtype):
     generator = torch.Generator().manual_seed(0)
@@ -149,6 +159,36 @@ def test_devices_without_a_floor():
     bank = torch.zeros(2, 3, device="meta")
     with pytest.raises(ValueError, match="device 'meta' have no floor in pyreid"):
         _native.cpu().memory_update(bank, bank, bank, 0.2, "last", 1, True, None, 0)
+
+
+class Foreign:
+    """An array of some other library: it speaks DLPack, and that is all."""
+
+    def __init__(self, array):
+        self.array, self.shape = array, array.shape
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, **_):
+        return self.array.__dlpack__()
+
+
+def test_arrays_that_speak_dlpack():
+    rng = np.random.default_rng(0)
+    bank, features = (rng.standard_normal((6, 8)).astype(np.float32) for _ in range(2))
+    rows = np.array([5, 1, 5, 0, 2, 2])
+    for half in (np.float32, np.float16):
+        expected = reference.memory_update(bank, features.astype(half), rows, momentum=0.3)
+        result = bank.copy()
+        arguments = Foreign(result), Foreign(features.astype(half)), Foreign(rows)
+        ops.memory_update_(*arguments, momentum=0.3)
+        np.testing.assert_allclose(result, expected, atol=1e-6)
+    part = Foreign(np.zeros((6, 16), np.float32)[:, ::2])
+    with pytest.raises(ValueError, match="features must be C-contiguous, got a strided view"):
+        ops.memory_update_(Foreign(bank), part, Foreign(rows), momentum=0.3)
+    with pytest.raises(ValueError, match="bank must be float32, float16 or bfloat16, got uint8"):
+        ops.memory_update_(Foreign(np.zeros((2, 2), np.uint8)), part, Foreign(rows), momentum=0.3)
 
 
 def test_bfloat16_in_numpy():

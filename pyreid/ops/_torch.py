@@ -67,12 +67,18 @@ def _requires_grad(argument: Any) -> bool:
 
 
 def _autograd_function(
-    name: str, forward: Callable, setup_context: Callable, backward: Callable
+    name: str, function: Callable, setup_context: Callable, backward: Callable
 ) -> Callable:
+    # A `setup_context` of its own would make torch bind the arguments to the signature at every call, which
+    # takes longer than a small op.
+    def forward(ctx, *arguments):
+        output = function(*arguments)
+        setup_context(ctx, arguments, output)
+        return output
+
     members = {
         "forward": staticmethod(forward),
-        "setup_context": staticmethod(setup_context),
         "backward": staticmethod(torch.autograd.function.once_differentiable(backward)),
     }
-    function: Any = type(name, (torch.autograd.Function,), members)
-    return function.apply
+    made: Any = type(name, (torch.autograd.Function,), members)
+    return made.apply

@@ -27,4 +27,5 @@ PYBIND11_MODULE(PYREID_MODULE, module) {
   pyreid::bind_memory_update(module);
   pyreid::bind_negative_mining(module);
   pyreid::bind_products(module);
+  pyreid::bind_ranking(module);
 }

@@ -8,5 +8,6 @@ namespace pyreid {
 void bind_memory_update(pybind11::module_& module);
 void bind_negative_mining(pybind11::module_& module);
 void bind_products(pybind11::module_& module);
+void bind_ranking(pybind11::module_& module);
 
 }  // namespace pyreid

@@ -2,5 +2,6 @@
 
 from pyreid.ops.memory_update import memory_update_
 from pyreid.ops.negative_mining import Mined, mine_negatives
+from pyreid.ops.ranking import Ranking, evaluate_ranking
 
-__all__ = ["Mined", "memory_update_", "mine_negatives"]
+__all__ = ["Mined", "Ranking", "evaluate_ranking", "memory_update_", "mine_negatives"]

@@ -5,5 +5,6 @@ For tests and benchmarks. Every function is pure: it copies what it changes.
 
 from pyreid.reference.memory_update import memory_update
 from pyreid.reference.negative_mining import mine_negatives
+from pyreid.reference.ranking import evaluate_ranking
 
-__all__ = ["memory_update", "mine_negatives"]
+__all__ = ["evaluate_ranking", "memory_update", "mine_negatives"]

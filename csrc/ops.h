@@ -83,8 +83,8 @@ void mine_finish(const MineState& state, int64_t skip, float* scores, int64_t* r
 // --- ranking -----------------------------------------------------------------------------------
 
 // A gallery to be ranked for each query: the largest score first, or the smallest distance; equal
-// ones by gallery row, NaN behind everything. Rows with a negative id are no part of it, nor, for a
-// query, are rows that have both its id and its camera.
+// ones by gallery row; NaN is as bad as can be. Rows with a negative id are no part of it, nor, for
+// a query, are rows that have both its id and its camera.
 struct RankInput {
   const float* scores;  // (Q, G)
   bool are_distances;

@@ -115,20 +115,18 @@ def test_all_scores_tie(library, value, persons):
     check(library, None, None, ids, distance=np.full((4, 700), value, np.float32))
 
 
-def test_zeros_tie_and_nan_comes_last(library):
+@pytest.mark.parametrize("persons", [2, 20])
+def test_zeros_tie_and_nan_comes_last(library, persons):
     rng = np.random.default_rng(0)
-    _, _, ids = problem(6, 400, persons=4)
-    distance = rng.choice(np.array([-1, -0.0, 0, 1, np.inf, -np.inf, np.nan], "f"), (6, 400))
-    # For NumPy too NaN is behind infinity; for us it is equal to it, and rows decide.
-    check(
-        library, None, None, ids, distance=np.where(np.isnan(distance), np.float32("inf"), distance)
-    )
+    _, _, ids = problem(6, 400, persons=persons)
+    values = np.array([-1, -0.0, 0, 1, np.inf, -np.inf, np.nan], np.float32)
+    distance = rng.choice(values, (6, 400))
+    # NaN is behind everything finite, and equal to infinity: rows decide.
+    last = np.where(np.isnan(distance), np.float32(np.inf), distance)
     arrays = {name: library(values) for name, values in ids.items()}
-    both = [
-        ops.evaluate_ranking(None, None, distance=library(d), **arrays)
-        for d in (distance, np.where(np.isnan(distance), np.float32("inf"), distance))
-    ]
-    np.testing.assert_array_equal(*(library.back(found.ap) for found in both))
+    found = ops.evaluate_ranking(None, None, distance=library(distance), **arrays)
+    expected = check(library, None, None, ids, distance=last)
+    np.testing.assert_array_equal(library.back(found.ap), library.back(expected.ap))
 
 
 def test_scikit_learn_agrees_without_ties(library):

@@ -36,8 +36,7 @@ void check(py::handle queries, py::handle gallery, py::handle distance, py::hand
     count = args.const_matrix("queries", queries, -1, rows.cols).rows;
     size = rows.rows;
   }
-  if (size >= UINT32_MAX)
-    args.fail("gallery", "have fewer than 2**32 - 1 rows", std::to_string(size));
+  if (size > INT32_MAX) args.fail("gallery", "have fewer than 2**31 rows", std::to_string(size));
   read_ids(args, query_ids, gallery_ids, query_cameras, gallery_cameras, count, size);
   const bool counts = PyLong_Check(max_rank.ptr()) && PyLong_AsLongLong(max_rank.ptr()) >= 1;
   PyErr_Clear();

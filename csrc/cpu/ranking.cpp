@@ -51,7 +51,8 @@ class Ranker {
   // The query's matches in their order, and how many rows of the gallery are ahead of each.
   struct Found {
     std::vector<Match> matches;
-    std::vector<int64_t> ahead;
+    std::vector<int64_t> ahead;  // beyond the matches: rows behind them all
+    std::vector<float> bounds;
     std::vector<int64_t> same_view;  // rows that are left out for this query
   };
 
@@ -59,8 +60,12 @@ class Ranker {
     const float* const scores = input_.scores + query * int64_t(ids_.size());
     find(query, scores, found);
     const int64_t count = int64_t(found.matches.size()), size = int64_t(ids_.size());
-    found.ahead.assign(count, 0);
     if (count == 0) return;
+    size_t room = 1;
+    while (room <= size_t(count)) room *= 2;
+    found.ahead.assign(room, 0);
+    found.bounds.assign(room, -INFINITY);
+    for (int64_t i = 0; i < count; ++i) found.bounds[i] = found.matches[i].score;
     float block[kBlock];
     auto left_out = found.same_view.begin();
     for (int64_t begin = 0; begin < size; begin += kBlock) {
@@ -118,14 +123,22 @@ class Ranker {
     }
   }
 
-  // Counts a row at the first match that it is ahead of.
+  // Counts a row at the first match that it is ahead of. `bounds` are the matches' scores, then
+  // -inf up to a power of two: so a step is the same for all rows, which take it together.
   static void bisect(const float* block, int64_t begin, int64_t size, Found& found) {
-    const Match last = found.matches.back();
+    const float* const bounds = found.bounds.data();
+    int32_t place[kBlock] = {};
+    for (int32_t step = int32_t(found.bounds.size() / 2); step > 0; step /= 2)
+      for (int64_t i = 0; i < size; ++i)
+        place[i] += bounds[place[i] + step - 1] <= block[i] ? 0 : step;
     for (int64_t i = 0; i < size; ++i) {
-      const Match row{block[i], begin + i};
-      if (!(row < last)) continue;
-      const auto place = std::upper_bound(found.matches.begin(), found.matches.end(), row);
-      ++found.ahead[place - found.matches.begin()];
+      int64_t first = place[i];
+      if (bounds[first] == block[i]) {
+        const Match row{block[i], begin + i};
+        first = std::upper_bound(found.matches.begin() + first, found.matches.end(), row) -
+                found.matches.begin();
+      }
+      ++found.ahead[first];
     }
   }
 
@@ -151,7 +164,7 @@ void rank_matches(const RankInput& input, const RankOutput& output, Stream) {
                    output.first[query] = any ? found.ahead.front() + 1 : 0;
                    output.ap[query] = any ? float(sum / double(count)) : 0.f;
                    output.inp[query] =
-                       any ? float(double(count) / double(found.ahead.back() + 1)) : 0.f;
+                       any ? float(double(count) / double(found.ahead[count - 1] + 1)) : 0.f;
                  }
                });
 }

@@ -40,7 +40,7 @@ def evaluate_ranking(
     """CMC, mAP and mINP by the single-query protocol of Market-1501, DukeMTMC-reID, MSMT17 and MARS.
 
     For each query the gallery is ranked by dot product, largest first: for unit rows, that is the order of
-    Euclidean distance. Equal scores are ordered by gallery row, lower first; NaN comes last. Gallery rows
+    Euclidean distance. Equal scores are ordered by gallery row, lower first; NaN counts as -inf. Gallery rows
     with both the id and the camera of the query are left out, as are those with a negative id (junk is -1).
     What remains of the query's id are its matches; a query without one, or with a negative id, counts
     nowhere.
@@ -65,21 +65,21 @@ def evaluate_ranking(
         device is waited for, once. Where no query has a match, `cmc`, `mAP` and `mINP` are NaN.
         Nothing here is differentiable, or made for torch.compile.
     """
-    like: Any = gallery if distance is None else distance
-    ids = query_ids, gallery_ids, query_cameras, gallery_cameras
-    module, stream = _native.floor(like)
+    source: Any = queries if distance is None else distance  # a row per query
+    ids: Any = query_ids, gallery_ids, query_cameras, gallery_cameras
+    module, stream = _native.floor(source)
     module.rank_check(queries, gallery, distance, *ids, max_rank)
-    count, size = len(query_ids), len(gallery_ids)
-    first = _native.empty(like, (count,), "int64")
-    ap, inp = (_native.empty(like, (count,), "float32") for _ in range(2))
-    for some in _blocks(count, size, like) if distance is None else [slice(None)]:
-        scores = _products(queries[some], gallery) if distance is None else distance[some]
+    count, size = query_ids.shape[0], gallery_ids.shape[0]
+    first = _native.empty(source, (count,), "int64")
+    ap, inp = (_native.empty(source, (count,), "float32") for _ in range(2))
+    for some in _blocks(count, size, source) if distance is None else [slice(None)]:
+        scores = source[some] if distance is not None else _products(source[some], gallery)
         module.rank_matches(
             scores,
             distance is not None,
-            query_ids[some],
+            ids[0][some],
             gallery_ids,
-            query_cameras[some],
+            ids[2][some],
             gallery_cameras,
             first[some],
             ap[some],

@@ -73,9 +73,8 @@ def evaluate_ranking(
     first = _native.empty(source, (count,), "int64")
     ap, inp = (_native.empty(source, (count,), "float32") for _ in range(2))
     for some in _blocks(count, size, source) if distance is None else [slice(None)]:
-        scores = source[some] if distance is not None else _products(source[some], gallery)
-        module.rank_matches(
-            scores,
+        module.rank_matches(  # scores without a name: gone before the next ones are there
+            source[some] if distance is not None else _products(source[some], gallery),
             distance is not None,
             ids[0][some],
             gallery_ids,

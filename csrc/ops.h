@@ -80,6 +80,29 @@ void mine_panel(const float* scores, int64_t columns, int64_t first_row, const M
 // Ranks skip, ..., keep - 1 into scores and rows (B, keep - skip), best first, then -inf and -1.
 void mine_finish(const MineState& state, int64_t skip, float* scores, int64_t* rows, Stream stream);
 
+// --- ranking -----------------------------------------------------------------------------------
+
+// A gallery to be ranked for each query: the largest score first, or the smallest distance; equal
+// ones by gallery row; NaN is as bad as can be. Rows with a negative id are no part of it, nor, for
+// a query, are rows that have both its id and its camera.
+struct RankInput {
+  const float* scores;  // (Q, G)
+  bool are_distances;
+  Ids query_ids, query_cameras;      // (Q,)
+  Ids gallery_ids, gallery_cameras;  // (G,)
+};
+
+// Of the positions 1, 2, ... that the rows of the query's id take. All 0 where there is no such
+// row, or where the query's id is negative.
+struct RankOutput {
+  int64_t* first;  // (Q,) the first of them
+  float* ap;       // (Q,) mean over them of (how many up to this one / this one)
+  float* inp;      // (Q,) how many / the last of them
+};
+
+// Positions are counted, never sorted: that of a row is one more than the rows ahead of it.
+void rank_matches(const RankInput& input, const RankOutput& output, Stream stream);
+
 // --- products ---
 
 // scores (B, N) = dot products of queries (B, D) and rows (N, D), accumulated in float32. Only

@@ -146,6 +146,23 @@ def allocator(like: Any):
     return functools.partial(empty, like)
 
 
+def to_numpy(array: Any) -> np.ndarray:
+    """Waits for the device."""
+    if is_torch(array):
+        return array.detach().cpu().numpy()
+    return array.get() if is_cupy(array) else np.asarray(array)
+
+
+def from_numpy(like: Any, values: np.ndarray) -> Any:
+    """`values` in the library and on the device of `like`."""
+    if is_torch(like):
+        return torch.from_numpy(values).to(like.device)
+    if is_cupy(like):
+        with like.device:
+            return importlib.import_module("cupy").asarray(values)
+    return values
+
+
 def scratch(like: Any):
     """A function of a number of bytes that returns scratch memory beside `like`."""
     return lambda size: empty(like, (size,), "uint8")

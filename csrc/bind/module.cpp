@@ -30,4 +30,5 @@ PYBIND11_MODULE(PYREID_MODULE, module) {
   pyreid::bind_products(module);
   pyreid::bind_set_contrast(module);
   pyreid::bind_row_sampling(module);
+  pyreid::bind_ranking(module);
 }

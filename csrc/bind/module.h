@@ -11,5 +11,6 @@ void bind_negative_mining(pybind11::module_& module);
 void bind_products(pybind11::module_& module);
 void bind_set_contrast(pybind11::module_& module);
 void bind_row_sampling(pybind11::module_& module);
+void bind_ranking(pybind11::module_& module);
 
 }  // namespace pyreid

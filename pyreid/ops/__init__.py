@@ -3,13 +3,16 @@
 from pyreid.ops.class_means import Means, class_means
 from pyreid.ops.memory_update import memory_update_
 from pyreid.ops.negative_mining import Mined, mine_negatives
+from pyreid.ops.ranking import Ranking, evaluate_ranking
 from pyreid.ops.row_sampling import sample_rows
 from pyreid.ops.set_contrast import set_contrast
 
 __all__ = [
     "Means",
     "Mined",
+    "Ranking",
     "class_means",
+    "evaluate_ranking",
     "memory_update_",
     "mine_negatives",
     "sample_rows",

@@ -6,11 +6,13 @@ For tests and benchmarks. Every function is pure: it copies what it changes.
 from pyreid.reference.class_means import class_means
 from pyreid.reference.memory_update import memory_update
 from pyreid.reference.negative_mining import mine_negatives
+from pyreid.reference.ranking import evaluate_ranking
 from pyreid.reference.row_sampling import sample_rows
 from pyreid.reference.set_contrast import set_contrast, set_contrast_gradient
 
 __all__ = [
     "class_means",
+    "evaluate_ranking",
     "memory_update",
     "mine_negatives",
     "sample_rows",

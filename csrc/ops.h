@@ -203,6 +203,82 @@ struct RowSampling {
 size_t row_sampling_workspace(const RowSampling& sampling);
 void row_sampling(const RowSampling& sampling, void* workspace, Stream stream);
 
+// --- bank_cross_entropy ------------------------------------------------------------------------
+
+// What the softmax runs over, its columns, and what a target is.
+enum class Reduce : uint8_t {
+  row,            // columns: bank rows; a target is a row
+  cluster_mean,   // columns: the mean rows of the labels present; a target is a label
+  label_uniform,  // columns: bank rows; the target is spread over the rows of a label
+};
+
+struct BankCrossEntropy {
+  ConstMatrix bank;  // (N, D), N >= 1
+  Ids targets;       // (B,)
+  Ids labels;        // (N,) of the rows; a negative one is no label. Not where reduce is row
+  Reduce reduce;
+  float scale, smoothing;
+  // The rows brought together by label, where there are labels: filled in by group_labels.
+  int32_t* groups;          // (group_words(N),), laid out as the floor likes
+  int32_t* target_columns;  // (B,) place of the label of each target, -1 where no row has it
+};
+
+// What one query has seen so far of its columns; s are the dot products, z = scale * s.
+struct RunningSoftmax {
+  float max;      // of z
+  float sum;      // of exp(z - max); without the target where that is one column
+  float total;    // of s; with smoothing only
+  float target;   // of s, over the columns of the target
+  float matched;  // number of columns of the target
+  float columns;  // number of columns
+};
+
+// Dot products of the queries with columns first, first + 1, ..., first + size - 1. Queries from B
+// on have no target.
+struct ScorePanel {
+  float* scores;  // (queries, size)
+  int64_t queries, first, size;
+};
+
+// The loss of a query is the sum over columns of y * (logsumexp(z) - z), where y is
+// (1 - smoothing) / (number of columns of the target) on those, plus smoothing / (number of
+// columns) on all. The caller multiplies, panel after panel:
+//
+//   group_labels, where there are labels
+//   for each panel of columns: rows of the bank, or what label_means makes of them
+//     scores = queries @ panel.T
+//     fold_scores: scores become weights
+//     sums += weights @ panel, for gradients
+//   finish_losses
+//
+// A target out of range, or a label that no row has: on the CPU std::invalid_argument; on CUDA loss
+// and gradient of that query are 0. Labels are below 2^31 - 1: std::invalid_argument on the CPU, on
+// CUDA no label.
+constexpr int64_t group_words(int64_t rows) { return 2 * rows + 2; }
+size_t group_labels_workspace(const BankCrossEntropy& loss);
+void group_labels(const BankCrossEntropy& loss, void* workspace, Stream stream);
+
+// How many columns of cluster_mean there are to work through: on the CPU one per label present, in
+// ascending order; on CUDA, where that number is not known to the host, one per row, of which those
+// that are no label's are masked.
+int64_t label_columns(const BankCrossEntropy& loss);
+
+// means[i] becomes the mean row of column first + i, float32 sums in ascending order of rows, 32 at
+// a time. A masked column's row becomes 0.
+void label_means(const BankCrossEntropy& loss, int64_t first, Matrix means, Stream stream);
+
+// Takes a panel in and leaves exp(z - max) in place of its scores, 0 where `sum` leaves a column
+// out. `sums` (queries, D), or null, are brought to the new maximum. The panel that starts with
+// column 0 comes first, and begins `running` (queries,) and `sums`.
+void fold_scores(const BankCrossEntropy& loss, const ScorePanel& panel, RunningSoftmax* running,
+                 float* sums, Stream stream);
+
+// losses[i] becomes the loss of query i, and the first B rows of `sums`, unless null, the gradients
+// of the losses by the queries. With smoothing, `sums` has one more row: that of a query of zeros,
+// which has weighed all columns alike.
+void finish_losses(const BankCrossEntropy& loss, const RunningSoftmax* running, float* losses,
+                   float* sums, Stream stream);
+
 // --- the floor itself --------------------------------------------------------------------------
 
 // Whether arrays of this floor live in CUDA memory.

@@ -34,6 +34,8 @@ CALLS = {
     ".sum().backward()",
     "label_uniform": "ops.bank_cross_entropy(queries, bank, targets[: len(queries)] % 512, scale=20,"
     " labels=labels, reduce='label_uniform').sum().backward()",
+    "cluster_mean": "ops.bank_cross_entropy(queries, bank, targets[: len(queries)] % 512, scale=20,"
+    " labels=labels, reduce='cluster_mean').sum().backward()",
 }
 
 

@@ -1,6 +1,7 @@
 #include "bind/array.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace pyreid {
@@ -240,6 +241,11 @@ std::string text(const Array& array) {
   return text(std::vector<int64_t>(array.shape, array.shape + std::min(array.ndim, 8)));
 }
 
+// Before item `index` of "a, b or c".
+std::string separator(size_t index, size_t count) {
+  return index == 0 ? "" : index + 1 == count ? " or " : ", ";
+}
+
 std::string place(const Array& array) {
   const char* const libraries[] = {"torch", "numpy", "other"};
   const std::string device = array.cuda ? "cuda:" + std::to_string(array.device) : "cpu";
@@ -260,6 +266,30 @@ bool Args::is_array(py::handle object) {
 
 void Args::require(bool holds, const char* name, const char* rule, py::handle value) {
   if (!holds) fail(name, rule, shown(value));
+}
+
+double Args::number(const char* name, py::handle object, const char* rule) {
+  const double value = PyFloat_AsDouble(object.ptr());
+  if (PyErr_Occurred() == nullptr) return value;
+  PyErr_Clear();
+  fail(name, rule, shown(object));
+}
+
+float Args::scale(py::handle object) {
+  constexpr const char* kRule = "be a positive, finite number";
+  const float scale = float(number("scale", object, kRule));
+  require(std::isfinite(scale) && scale > 0, "scale", kRule, object);
+  return scale;
+}
+
+int Args::choice(const char* name, const std::string& value,
+                 std::initializer_list<const char*> names) {
+  const auto found = std::find(names.begin(), names.end(), value);
+  if (found != names.end()) return int(found - names.begin());
+  std::string rule = "be ";
+  for (auto each = names.begin(); each != names.end(); ++each)
+    rule += separator(each - names.begin(), names.size()) + ("'" + std::string(*each) + "'");
+  fail(name, rule, "'" + value + "'");
 }
 
 Array Args::view(const char* name, py::handle object) {
@@ -307,11 +337,8 @@ Array Args::array_of_shapes(const char* name, py::handle object,
   const Array array = view(name, object);
   if (!array.dtype || std::find(dtypes.begin(), dtypes.end(), *array.dtype) == dtypes.end()) {
     std::string rule = "be ";
-    for (auto dtype = dtypes.begin(); dtype != dtypes.end(); ++dtype)
-      rule += (dtype == dtypes.begin()     ? ""
-               : dtype + 1 == dtypes.end() ? " or "
-                                           : ", ") +
-              std::string(name_of(*dtype));
+    for (auto each = dtypes.begin(); each != dtypes.end(); ++each)
+      rule += separator(each - dtypes.begin(), dtypes.size()) + name_of(*each);
     fail(name, rule, array.dtype ? name_of(*array.dtype) : array.dtype_name);
   }
   const auto fits = [&](std::initializer_list<int64_t> shape) {

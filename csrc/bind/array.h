@@ -55,6 +55,10 @@ class Args {
   ConstMatrix const_matrix(const char* name, py::handle object, int64_t rows, int64_t cols);
   Ids ids(const char* name, py::handle object, int64_t size);
   Parts parts(const char* name, py::handle object, int64_t cols);
+  double number(const char* name, py::handle object, const char* rule = "be a number");
+  float scale(py::handle object);  // of logits: one over a temperature
+  // Index of `value` among the names that an option may have.
+  int choice(const char* name, const std::string& value, std::initializer_list<const char*> names);
   static bool is_array(py::handle object);
   int device() const { return first_.device; }
 

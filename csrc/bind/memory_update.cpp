@@ -6,8 +6,6 @@
 namespace pyreid {
 namespace {
 
-constexpr const char* kRepeats[] = {"sequential", "last", "hardest", "mean"};
-
 bool overlap(const void* a, int64_t a_bytes, const void* b, int64_t b_bytes) {
   const auto a_begin = reinterpret_cast<uintptr_t>(a), b_begin = reinterpret_cast<uintptr_t>(b);
   return a_begin < b_begin + b_bytes && b_begin < a_begin + a_bytes && a_bytes > 0 && b_bytes > 0;
@@ -40,21 +38,14 @@ void bind(py::handle bank, py::handle features, py::handle rows, py::handle mome
     update.momenta = static_cast<const float*>(
         args.array("momentum", momentum, {Dtype::float32}, {update.rows.size}).data);
   } else {
-    const double keep = PyFloat_AsDouble(momentum.ptr());
-    if (PyErr_Occurred() != nullptr) {
-      PyErr_Clear();
-      args.fail("momentum", "be a number or a float32 array of one per event",
-                py::str(py::repr(momentum)));
-    }
+    const double keep =
+        args.number("momentum", momentum, "be a number or a float32 array of one per event");
     args.require(keep >= 0 && keep <= 1, "momentum", "lie in [0, 1]", momentum);
     update.keep = float(keep);
     update.take = float(1 - keep);
   }
-  int kind = 0;
-  while (kind < 4 && repeats != kRepeats[kind]) ++kind;
-  if (kind == 4)
-    args.fail("repeats", "be 'sequential', 'last', 'hardest' or 'mean'", "'" + repeats + "'");
-  update.repeats = Repeats(kind);
+  update.repeats =
+      Repeats(args.choice("repeats", repeats, {"sequential", "last", "hardest", "mean"}));
   update.parts = args.parts("parts", parts, update.bank.cols);
   update.normalize = normalize;
 

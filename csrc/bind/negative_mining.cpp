@@ -40,8 +40,7 @@ int64_t check(py::handle queries, py::handle bank, int64_t k, int64_t skip, py::
   if (camera_penalty != 0 && query_cameras.is_none())
     args.fail("camera_penalty", "be 0 without query_cameras and bank_cameras",
               std::to_string(camera_penalty));
-  if (precision != "exact" && precision != "fast")
-    args.fail("precision", "be 'exact' or 'fast'", "'" + precision + "'");
+  args.choice("precision", precision, {"exact", "fast"});
   constexpr int64_t kRoom =
       1024;  // a step of the kernel always fits after dropping what cannot count
   return k + skip + std::max(k + skip, kRoom);

@@ -1,4 +1,3 @@
-#include <cmath>
 #include <string>
 #include <vector>
 
@@ -56,14 +55,8 @@ py::tuple forward(py::handle queries, py::handle bank, py::handle positives, py:
     contrast.weights = static_cast<const float*>(array.data);
     contrast.weights_per_row = array.ndim == 2;
   }
-  contrast.scale = float(PyFloat_AsDouble(scale.ptr()));
-  const bool is_number = PyErr_Occurred() == nullptr;
-  PyErr_Clear();
-  args.require(is_number && std::isfinite(contrast.scale) && contrast.scale > 0, "scale",
-               "be a positive, finite number", scale);
-  if (denominator != "joint" && denominator != "own")
-    args.fail("denominator", "be 'joint' or 'own'", "'" + denominator + "'");
-  contrast.own = denominator == "own";
+  contrast.scale = args.scale(scale);
+  contrast.own = args.choice("denominator", denominator, {"joint", "own"}) == 1;
 
   std::vector<int64_t> shape(query.shape, query.shape + query.ndim - 1);
   const NewArray loss(allocate, shape, Dtype::float32);

@@ -1,5 +1,5 @@
-// Sums and norms in a fixed order that vector units like: 16 lanes, added up at the end. Every
-// instruction level gives the same bits.
+// Sums, norms and maxima in a fixed order that vector units like: 16 lanes, added up at the end.
+// Every instruction level gives the same bits.
 #pragma once
 
 #include <cmath>
@@ -27,6 +27,22 @@ inline void scale_to_unit(float* values, int64_t count) {
   const float squares = lane_sum(count, [=](int64_t i) { return values[i] * values[i]; });
   const float scale = 1.f / std::fmax(std::sqrt(squares), 1e-12f);
   for (int64_t i = 0; i < count; ++i) values[i] *= scale;
+}
+
+// The largest of values[0], ..., values[count - 1] that are numbers; minus infinity where there is
+// none.
+inline float lane_max(int64_t count, const float* values) {
+  float lanes[kLanes];
+  for (float& lane : lanes) lane = -INFINITY;
+  const auto take = [](float& largest, float value) {
+    largest = value > largest ? value : largest;
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int lane = 0; lane < kLanes; ++lane) take(lanes[lane], values[i + lane]);
+  for (int lane = 0; i + lane < count; ++lane) take(lanes[lane], values[i + lane]);
+  for (int lane = 1; lane < kLanes; ++lane) take(lanes[0], lanes[lane]);
+  return lanes[0];
 }
 
 }  // namespace pyreid

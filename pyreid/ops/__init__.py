@@ -1,5 +1,6 @@
 """The ops. Each takes torch tensors, CuPy or NumPy arrays, and returns what it was given."""
 
+from pyreid.ops.bank_cross_entropy import bank_cross_entropy
 from pyreid.ops.class_means import Means, class_means
 from pyreid.ops.memory_update import memory_update_
 from pyreid.ops.negative_mining import Mined, mine_negatives
@@ -7,14 +8,4 @@ from pyreid.ops.ranking import Ranking, evaluate_ranking
 from pyreid.ops.row_sampling import sample_rows
 from pyreid.ops.set_contrast import set_contrast
 
-__all__ = [
-    "Means",
-    "Mined",
-    "Ranking",
-    "class_means",
-    "evaluate_ranking",
-    "memory_update_",
-    "mine_negatives",
-    "sample_rows",
-    "set_contrast",
-]
+__all__ = ["Means", "Mined", "Ranking", "bank_cross_entropy", "class_means", "evaluate_ranking", "memory_update_", "mine_negatives", "sample_rows", "set_contrast"]

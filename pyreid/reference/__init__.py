@@ -3,6 +3,7 @@
 For tests and benchmarks. Every function is pure: it copies what it changes.
 """
 
+from pyreid.reference.bank_cross_entropy import bank_cross_entropy
 from pyreid.reference.class_means import class_means
 from pyreid.reference.memory_update import memory_update
 from pyreid.reference.negative_mining import mine_negatives
@@ -10,12 +11,4 @@ from pyreid.reference.ranking import evaluate_ranking
 from pyreid.reference.row_sampling import sample_rows
 from pyreid.reference.set_contrast import set_contrast, set_contrast_gradient
 
-__all__ = [
-    "class_means",
-    "evaluate_ranking",
-    "memory_update",
-    "mine_negatives",
-    "sample_rows",
-    "set_contrast",
-    "set_contrast_gradient",
-]
+__all__ = ["bank_cross_entropy", "class_means", "evaluate_ranking", "memory_update", "mine_negatives", "sample_rows", "set_contrast", "set_contrast_gradient"]

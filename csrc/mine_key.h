@@ -4,11 +4,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define PYREID_HOST_DEVICE __host__ __device__ inline
-#else
-#define PYREID_HOST_DEVICE inline
-#endif
+#include "host_device.h"
 
 namespace pyreid {
 

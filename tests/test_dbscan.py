@@ -330,6 +330,7 @@ def test_wrong_arguments(library):
             (library(np.zeros(9, np.float32)), 0.5),
             "distance must have shape (any, any), got (9,)",
         ),
+        ((library(np.float32(1)), 0.5), "distance must have shape (any, any), got ()"),
         ((library(np.zeros((4, 4)), "float16"), 0.5), "distance must be float32, got float16"),
         ((changed(shape=(4, 5)), 0.5), "graph must have shape (4, 4), got (4, 5)"),
         ((changed(indices=ids), 0.5), "indices must have shape (6,), got (3,)"),
@@ -395,6 +396,7 @@ def test_wrong_labels(library):
     cases = [
         ((ids, library(np.zeros(4, np.int64))), "b must have shape (3,), got (4,)"),
         ((library(np.zeros(3, np.float32)), ids), "a must be int64 or int32, got float32"),
+        (([0, 1, 2], ids), "a must be an array of torch, CuPy or NumPy, got list"),
         ((library(np.zeros((3, 1), np.int64)), ids), "a must have shape (any,), got (3, 1)"),
     ]
     for arguments, message in cases:

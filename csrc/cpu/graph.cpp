@@ -13,6 +13,18 @@ namespace {
                               " at position " + std::to_string(position));
 }
 
+// The first of the entries whose column is no sample; end: none.
+template <class Index>
+int64_t first_outside(const Distances& graph, int64_t begin, int64_t end) {
+  const auto* const indices = static_cast<const Index*>(graph.indices.data);
+  const auto outside = [&](int64_t i) { return uint64_t(indices[i]) >= uint64_t(graph.samples); };
+  bool any = false;  // counted to the end, as vectors do
+  for (int64_t i = begin; i < end; ++i) any |= outside(i);
+  if (!any) return end;
+  while (!outside(begin)) ++begin;
+  return begin;
+}
+
 }  // namespace
 
 void check_graph(const char* op, const Distances& graph) {
@@ -28,11 +40,12 @@ void check_graph(const char* op, const Distances& graph) {
   check_indptr(graph.samples, entries, entries);
   constexpr int64_t kGrain = 1 << 16;
   parallel_for(entries, kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t index = id_at(graph.indices, i);
-      if (index < 0 || index >= graph.samples)
-        fail(op, "indices must lie in [0, " + std::to_string(graph.samples) + ")", index, i);
-    }
+    const int64_t bad = graph.indices.dtype == Dtype::int32
+                            ? first_outside<int32_t>(graph, begin, end)
+                            : first_outside<int64_t>(graph, begin, end);
+    if (bad < end)
+      fail(op, "indices must lie in [0, " + std::to_string(graph.samples) + ")",
+           id_at(graph.indices, bad), bad);
   });
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +39,8 @@ def dbscan(graph_or_distance: Any, eps: float | Sequence[float], min_samples: in
     """
     distances, indptr, indices = _parts("dbscan", graph_or_distance)
     several = hasattr(eps, "__len__")
-    levels = [float(value) for value in (eps if several else [eps])]
+    levels: Any = eps if several else [eps]
+    levels = [float(level) for level in levels]
     if distances.dtype in (torch.float64, np.dtype("float64")):
         distances, levels = _ranked(distances, levels)
     search = _search_registered if _native.is_torch(distances) else _search
@@ -67,7 +68,7 @@ def cluster_overlap(a: Array, b: Array) -> Overlap:
         Overlap(intersection, size_a, size_b), each (N,) int64: how many samples have both labels of sample
         i, the first one, and the second one. In time and memory linear in N.
     """
-    count = _overlap_registered if _native.is_torch(a) else _overlap
+    count: Callable = _overlap_registered if _native.is_torch(a) else _overlap
     return Overlap(*count(a, b))
 
 
@@ -145,6 +146,10 @@ def _check_entries(op: str, distances: Any, indptr: Any, indices: Any) -> None:
         _native.check_range(op, "indices", indices, 0, samples, closed=False)
 
 
+def _samples(distances: Any, indptr: Any) -> int:
+    return (*distances.shape, 0)[0] if indptr is None else indptr.shape[0] - 1
+
+
 def _search(
     distances: torch.Tensor,
     indptr: torch.Tensor | None,
@@ -154,16 +159,14 @@ def _search(
 ) -> torch.Tensor:
     module, stream = _native.floor(distances)
     _check_entries("dbscan", distances, indptr, indices)
-    samples = distances.shape[0] if indptr is None else indptr.shape[0] - 1
-    labels = _native.empty(distances, (len(eps), samples), "int64")
+    labels = _native.empty(distances, (len(eps), _samples(distances, indptr)), "int64")
     allocate = _native.scratch(distances)
     module.dbscan(distances, indptr, indices, eps, min_samples, labels, allocate, stream)
     return labels
 
 
 def _search_fake(distances, indptr, indices, eps, min_samples):
-    samples = distances.shape[0] if indptr is None else indptr.shape[0] - 1
-    return distances.new_empty((len(eps), samples), dtype=torch.int64)
+    return distances.new_empty((len(eps), _samples(distances, indptr)), dtype=torch.int64)
 
 
 _search_registered = _torch.register(_search, name="dbscan", fake=_search_fake)
@@ -171,7 +174,7 @@ _search_registered = _torch.register(_search, name="dbscan", fake=_search_fake)
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     module, stream = _native.floor(a)
-    shape = (a.shape[0],)
+    shape = tuple(getattr(a, "shape", ()))
     shared, size_a, size_b = (_native.empty(a, shape, "int64") for _ in range(3))
     module.cluster_overlap(a, b, shared, size_a, size_b, _native.scratch(a), stream)
     return shared, size_a, size_b

@@ -103,6 +103,66 @@ struct RankOutput {
 // Positions are counted, never sorted: that of a row is one more than the rows ahead of it.
 void rank_matches(const RankInput& input, const RankOutput& output, Stream stream);
 
+// --- dbscan ------------------------------------------------------------------------------------
+
+// How far samples are from one another: the kept pairs of a CSR graph, or all of them.
+struct Distances {
+  int64_t samples;      // N
+  const float* values;  // (entries,), or, where indptr.data is null, the dense matrix (N, N)
+  Ids indptr;           // (N + 1,)
+  Ids indices;          // (entries,) columns, in any order inside a row, none twice
+};
+
+constexpr int kMostEps = 64;
+
+// labels (count, N), each row as scikit-learn numbers them for that eps. A neighbour is at most eps
+// away; in a graph everybody is a neighbour of himself unless the diagonal says otherwise. Core
+// samples have at least min_samples neighbours. What a core sample reaches through neighbours of
+// core samples takes its label; labels follow the smallest core sample of each cluster, and whom
+// two clusters reach belongs to the first; -1: nobody does. Distances need not be symmetric: row i
+// holds the neighbours of i. Entries outside the graph: on the CPU std::invalid_argument before
+// anything is written; on CUDA they are left out. `workspace` holds dbscan_workspace(task) bytes,
+// aligned to 256.
+struct Dbscan {
+  Distances distances;
+  int count;            // of eps
+  float eps[kMostEps];  // each at least 0; a distance that is NaN is beyond all of them
+  int64_t min_samples;
+  int64_t* labels;  // (count, N)
+};
+
+size_t dbscan_workspace(const Dbscan& task);
+void dbscan(const Dbscan& task, void* workspace, Stream stream);
+
+// For each of N samples: how many share both its labels, its first, and its second one. A negative
+// label is a cluster of one. `workspace` holds cluster_overlap_workspace(N) bytes, aligned to 256.
+struct ClusterOverlap {
+  Ids first, second;  // (N,)
+  int64_t* shared;    // (N,)
+  int64_t* sizes[2];  // (N,) of the first and of the second label
+};
+
+size_t cluster_overlap_workspace(int64_t samples);
+void cluster_overlap(const ClusterOverlap& task, void* workspace, Stream stream);
+
+// What the mean of the smallest distances is made of. Of a graph's strict upper triangle, pairs
+// that are not stored count as 1; zeros do not count.
+struct Smallest {
+  int64_t counted;   // pairs that count
+  int64_t taken;     // round(fraction * counted), halves to even: the smallest ones
+  int64_t stored;    // pairs that count and are stored
+  int64_t ties;      // how many of the taken ones equal the largest of them, at least one
+  uint32_t largest;  // its bits
+  uint32_t unused;
+  double sum;  // of those stored below it, in a fixed order
+};
+
+// Writes one Smallest, which means nothing but its counts where none is taken. `workspace` holds
+// smallest_workspace(distances) bytes, aligned to 256.
+size_t smallest_workspace(const Distances& distances);
+void smallest(const Distances& distances, double fraction, Smallest* out, void* workspace,
+              Stream stream);
+
 // --- products ---
 
 // scores (B, N) = dot products of queries (B, D) and rows (N, D), accumulated in float32. Only

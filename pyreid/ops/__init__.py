@@ -2,10 +2,26 @@
 
 from pyreid.ops.bank_cross_entropy import bank_cross_entropy
 from pyreid.ops.class_means import Means, class_means
+from pyreid.ops.dbscan import Overlap, cluster_overlap, dbscan, mean_smallest
 from pyreid.ops.memory_update import memory_update_
 from pyreid.ops.negative_mining import Mined, mine_negatives
 from pyreid.ops.ranking import Ranking, evaluate_ranking
 from pyreid.ops.row_sampling import sample_rows
 from pyreid.ops.set_contrast import set_contrast
 
-__all__ = ["Means", "Mined", "Ranking", "bank_cross_entropy", "class_means", "evaluate_ranking", "memory_update_", "mine_negatives", "sample_rows", "set_contrast"]
+__all__ = [
+    "Means",
+    "Mined",
+    "Overlap",
+    "Ranking",
+    "bank_cross_entropy",
+    "class_means",
+    "cluster_overlap",
+    "dbscan",
+    "evaluate_ranking",
+    "mean_smallest",
+    "memory_update_",
+    "mine_negatives",
+    "sample_rows",
+    "set_contrast",
+]

@@ -97,7 +97,8 @@ struct Best {
   }
 };
 
-__global__ void __launch_bounds__(kThreads)
+// Four blocks a multiprocessor: left alone, the compiler spills to fit six.
+__global__ void __launch_bounds__(kThreads, 4)
     mine_panel_kernel(const float* __restrict__ scores,  // [B, columns]
                       int64_t columns, int64_t first_row, const MineRules rules,
                       const MineState state) {

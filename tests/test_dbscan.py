@@ -1,5 +1,6 @@
 import contextlib
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -486,11 +487,18 @@ def test_mean_smallest_wrong_arguments(library):
 # --- torch ----------------------------------------------------------------------------------------
 
 
+class Csr(NamedTuple):  # what old torch.compile can build inside a graph
+    indptr: Any
+    indices: Any
+    distances: Any
+    shape: tuple[int, int]
+
+
 def test_compiles_without_a_graph_break(torch_library):
     graph = to_graph(torch_library, edges(30, [(i, i + 1) for i in range(20)]))
 
     def reliability(indptr, indices, distances):
-        of = SimpleNamespace(indptr=indptr, indices=indices, distances=distances, shape=(30, 30))
+        of = Csr(indptr, indices, distances, (30, 30))
         tight, loose = ops.dbscan(of, [0.4, 0.6], 2)
         shared, size_a, size_b = ops.cluster_overlap(tight, loose)
         return shared / (size_a + size_b - shared), ops.dbscan(of, 0.5, 3)

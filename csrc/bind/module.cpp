@@ -24,6 +24,7 @@ PYBIND11_MODULE(PYREID_MODULE, module) {
       throw pybind11::key_error(std::string(name) + " is read-only");
     setting(name).set(value);
   });
+  pyreid::bind_jaccard(module);
   pyreid::bind_memory_update(module);
   pyreid::bind_negative_mining(module);
   pyreid::bind_products(module);

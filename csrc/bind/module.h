@@ -5,6 +5,7 @@
 
 namespace pyreid {
 
+void bind_jaccard(pybind11::module_& module);
 void bind_memory_update(pybind11::module_& module);
 void bind_negative_mining(pybind11::module_& module);
 void bind_products(pybind11::module_& module);

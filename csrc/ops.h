@@ -105,12 +105,16 @@ struct SparseRows {
 };
 
 // Where rows of entries go. A first call, with `counts`, says how many entries each row has; a
-// second one, with `starts`, writes them.
+// second one, with `starts`, writes them. In between, a row that has no more than `slots` entries
+// is kept where it need only be copied from; `slots` may be 0, and is for jaccard_rows alone.
 struct SparseSink {
   int32_t* counts;        // (rows,), or null
   const int64_t* starts;  // (rows + 1,)
   int32_t* ids;
   float* values;
+  int64_t slots;
+  int32_t* slot_ids;   // (rows, slots)
+  float* slot_values;  // (rows, slots)
 };
 
 // Which columns of a list are asked for reciprocity: j is a reciprocal neighbour of i if i is in

@@ -163,6 +163,18 @@ def test_more_rows_than_accumulators(library):
     np.testing.assert_allclose(dense(graph, library.back), expected, rtol=0, atol=1e-5)
 
 
+def test_rows_that_are_kept_between_the_two_passes(library, monkeypatch):
+    features = people(60)
+    graphs = []
+    for slots in (0, 7, 64):  # none, some and all rows fit
+        monkeypatch.setattr(jaccard_room, "_SLOTS", slots)
+        graphs.append(ops.jaccard_graph(library(features), 8, 3, max_distance=0.7))
+    assert 0 < (np.diff(library.back(graphs[0].indptr)) > 7).mean() < 1
+    for graph in graphs[1:]:
+        for part, first in zip(graph[:3], graphs[0][:3], strict=True):
+            np.testing.assert_array_equal(library.back(part), library.back(first))
+
+
 def test_half_precision_features(library):
     features = people(60)
     for dtype in library.half_precisions:

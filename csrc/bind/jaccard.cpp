@@ -99,12 +99,17 @@ SparseRows sparse(Args& args, const py::tuple& rows) {
           values_of<const float>(args, "values", rows[2], {-1})};
 }
 
-// (counts, None, None, None) or (None, starts, ids, values).
+// (counts, None, None, None, slot ids, slot values) or (None, starts, ids, values, slot ids, slot
+// values).
 SparseSink sink(Args& args, const py::tuple& rows) {
+  const Array slots = args.array("slots", rows[4], {Dtype::int32}, {-1, -1});
   return {values_of<int32_t>(args, "counts", rows[0], {-1}),
           values_of<const int64_t>(args, "starts", rows[1], {-1}),
           values_of<int32_t>(args, "ids", rows[2], {-1}),
-          values_of<float>(args, "values", rows[3], {-1})};
+          values_of<float>(args, "values", rows[3], {-1}),
+          slots.shape[1],
+          static_cast<int32_t*>(slots.data),
+          values_of<float>(args, "slot values", rows[5], {slots.shape[0], slots.shape[1]})};
 }
 
 void bind_knn(py::handle features, py::handle bias, int64_t k, py::handle scores, py::handle rows,

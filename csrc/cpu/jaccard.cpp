@@ -113,42 +113,62 @@ void weights_of(const ConstMatrix& features, const Distances& distances, bool ha
   });
 }
 
-// Sums by id. What is not above 0 is not there.
+// Sums by id, and the ids in use. What is not above 0 is not there.
 class Accumulators {
  public:
-  explicit Accumulators(int64_t size) : sums_(size, 0.f) {}
+  explicit Accumulators(int64_t size) : sums_(size, 0.f), touched_(size + 1) {}
 
-  template <class Round, class Value>
-  void add(int32_t id, Value value, Round round) {
-    float& sum = sums_[id];
-    if (sum == 0.f) touched_.push_back(id);
-    sum = round(sum + value);
+  // Adds term(value) for each of `count` distinct ids, rounded. Which ids are new is hard to
+  // foresee, so nothing branches on it.
+  template <class Term, class Round>
+  void add(const int32_t* ids, const float* values, int64_t count, Term term, Round round) {
+    float* const sums = sums_.data();
+    int32_t* const touched = touched_.data();
+    int64_t in_use = count_;
+    for (int64_t e = 0; e < count; ++e) {
+      const int32_t id = ids[e];
+      const float sum = sums[id], more = term(values[e]);
+      touched[in_use] = id;
+      in_use += (sum == 0.f) & (more > 0.f);
+      sums[id] = round(sum + more);
+    }
+    count_ = in_use;
   }
 
-  const std::vector<int32_t>& touched() const { return touched_; }
-  float operator[](int32_t id) const { return sums_[id]; }
+  int64_t count() const { return count_; }
 
-  // Ids in use, ascending: by sorting them, or, where they are many, by looking at all.
-  const std::vector<int32_t>& sorted() {
-    constexpr size_t kMany = 16;
-    if (touched_.size() * kMany < sums_.size()) {
-      std::sort(touched_.begin(), touched_.end());
+  template <class Body>
+  void for_each(const Body& body) const {
+    for (int64_t n = 0; n < count_; ++n) body(touched_[n], sums_[touched_[n]]);
+  }
+
+  // Ids whose sums are at least `least`, ascending: by sorting them, or, where they are many, by
+  // looking at all.
+  template <class Body>
+  void for_each_sorted(float least, const Body& body) {
+    constexpr int64_t kMany = 16;
+    kept_.clear();
+    for_each([&](int32_t id, float sum) {
+      if (sum >= least) kept_.push_back(id);
+    });
+    if (int64_t(kept_.size()) * kMany < int64_t(sums_.size())) {
+      std::sort(kept_.begin(), kept_.end());
+      for (const int32_t id : kept_) body(id, sums_[id]);
     } else {
-      touched_.clear();
       for (size_t id = 0; id < sums_.size(); ++id)
-        if (sums_[id] > 0.f) touched_.push_back(int32_t(id));
+        if (sums_[id] > 0.f && sums_[id] >= least) body(int32_t(id), sums_[id]);
     }
-    return touched_;
   }
 
   void clear() {
-    for (const int32_t id : touched_) sums_[id] = 0.f;
-    touched_.clear();
+    for (int64_t n = 0; n < count_; ++n) sums_[touched_[n]] = 0.f;
+    count_ = 0;
   }
 
  private:
   std::vector<float> sums_;
-  std::vector<int32_t> touched_;
+  std::vector<int32_t> touched_, kept_;
+  int64_t count_ = 0;
 };
 
 template <bool kHalf>
@@ -160,18 +180,19 @@ void average_rows(const RankLists& lists, int64_t columns, const SparseRows& wei
       const int32_t j = lists.ids[i * lists.stride + c];
       if (j < 0) continue;
       ++members;
-      for (int64_t e = weights.starts[j]; e < weights.starts[j + 1]; ++e)
-        if (weights.values[e] > 0.f)
-          sums.add(weights.ids[e], weights.values[e], [](float sum) { return sum; });
+      const int64_t first = weights.starts[j];
+      sums.add(
+          weights.ids + first, weights.values + first, weights.starts[j + 1] - first,
+          [](float value) { return value; }, rounded<false>);
     }
     if (means.counts != nullptr) {
-      means.counts[i] = int32_t(sums.touched().size());
+      means.counts[i] = int32_t(sums.count());
     } else {
       int64_t to = means.starts[i];
-      for (const int32_t id : sums.sorted()) {
+      sums.for_each_sorted(0.f, [&](int32_t id, float sum) {
         means.ids[to] = id;
-        means.values[to++] = rounded<kHalf>(sums[id] / float(members));
-      }
+        means.values[to++] = rounded<kHalf>(sum / float(members));
+      });
     }
     sums.clear();
   });
@@ -182,11 +203,11 @@ void add_shared(const SparseRows& weights, const SparseRows& transposed, int64_t
                 Accumulators& sums) {
   for (int64_t e = weights.starts[i]; e < weights.starts[i + 1]; ++e) {
     const float own = weights.values[e];
-    const int32_t column = weights.ids[e];
-    for (int64_t f = transposed.starts[column]; f < transposed.starts[column + 1]; ++f) {
-      const float smaller = std::min(own, transposed.values[f]);
-      if (smaller > 0.f) sums.add(transposed.ids[f], smaller, rounded<kHalf>);
-    }
+    const int64_t first = transposed.starts[weights.ids[e]];
+    const int64_t last = transposed.starts[weights.ids[e] + 1];
+    sums.add(
+        transposed.ids + first, transposed.values + first, last - first,
+        [own](float value) { return std::min(own, value); }, rounded<kHalf>);
   }
 }
 
@@ -200,25 +221,36 @@ float distance_of(float shared, bool clip) {
 template <bool kHalf>
 void graph_rows(const SparseRows& weights, const SparseRows& transposed, const MinSum& rule,
                 const SparseSink& graph) {
+  // A sum below this one is of a pair too far apart, whatever rounding does to the distance.
+  constexpr float kSlack = kHalf ? 0.01f : 1e-4f;
+  const float most = std::min(rule.max_distance, 1.f);
+  const float least = 2.f * (1.f - most) / (2.f - most) - kSlack;
   for_rows<Accumulators>(weights.rows, weights.rows, [&](int64_t i, Accumulators& sums) {
-    add_shared<kHalf>(weights, transposed, i, sums);
-    const auto kept = [&](float distance) {
-      return distance <= rule.max_distance && distance < 1.f;
-    };
-    if (graph.counts != nullptr) {
-      int32_t count = 0;
-      for (const int32_t id : sums.touched())
-        count += kept(distance_of<kHalf>(sums[id], rule.clip));
-      graph.counts[i] = count;
-    } else {
-      int64_t to = graph.starts[i];
-      for (const int32_t id : sums.sorted()) {
-        const float distance = distance_of<kHalf>(sums[id], rule.clip);
-        if (!kept(distance)) continue;
-        graph.ids[to] = id;
-        graph.values[to++] = distance;
+    int32_t* ids = graph.slot_ids + i * graph.slots;
+    float* values = graph.slot_values + i * graph.slots;
+    int64_t room = graph.slots, count = 0;
+    if (graph.counts == nullptr) {
+      int32_t* const to_ids = graph.ids + graph.starts[i];
+      float* const to_values = graph.values + graph.starts[i];
+      const int64_t size = graph.starts[i + 1] - graph.starts[i];
+      if (size <= room) {
+        std::copy_n(ids, size, to_ids);
+        std::copy_n(values, size, to_values);
+        return;
       }
+      ids = to_ids, values = to_values, room = size;
     }
+    add_shared<kHalf>(weights, transposed, i, sums);
+    sums.for_each_sorted(least, [&](int32_t id, float shared) {
+      const float distance = distance_of<kHalf>(shared, rule.clip);
+      if (distance > rule.max_distance || distance >= 1.f) return;
+      if (count < room) {
+        ids[count] = id;
+        values[count] = distance;
+      }
+      ++count;
+    });
+    if (graph.counts != nullptr) graph.counts[i] = int32_t(count);
     sums.clear();
   });
 }
@@ -230,9 +262,10 @@ void block(const SparseRows& weights, const SparseRows& transposed, const MinSum
     add_shared<kHalf>(weights, transposed, i, sums);
     float* const line = distances + i * columns;
     std::fill_n(line, columns, 1.f);
-    for (const int32_t id : sums.touched())
+    sums.for_each([&](int32_t id, float shared) {
       if (id >= column && id < column + columns)
-        line[id - column] = distance_of<kHalf>(sums[id], rule.clip);
+        line[id - column] = distance_of<kHalf>(shared, rule.clip);
+    });
     sums.clear();
   });
 }

@@ -319,8 +319,23 @@ __device__ void emit(const Row& row, const SparseRows& lists, int64_t index,
   PYREID_SHARED(int32_t, totals, kWarps);
   PYREID_DYNAMIC_SHARED(float, sums);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int64_t to = sink.counts == nullptr ? sink.starts[index] : 0;
-  int all = 0;
+  int32_t* ids = sink.slot_ids + index * sink.slots;
+  float* values = sink.slot_values + index * sink.slots;
+  int64_t room = sink.slots;
+  if (sink.counts == nullptr) {
+    const int64_t first = sink.starts[index], size = sink.starts[index + 1] - first;
+    if (size <= room) {  // for all threads alike
+      for (int64_t p = threadIdx.x; p < size; p += kThreads) {
+        sink.ids[first + p] = ids[p];
+        sink.values[first + p] = values[p];
+      }
+      return;
+    }
+    ids = sink.ids + first;
+    values = sink.values + first;
+    room = size;
+  }
+  int written = 0;
   for (int64_t begin = 0; begin < lists.rows; begin += kWindow) {
     const int size = int(lists.rows - begin < kWindow ? lists.rows - begin : kWindow);
     add_lists(row, lists, &sums[0], begin, size);
@@ -333,29 +348,27 @@ __device__ void emit(const Row& row, const SparseRows& lists, int64_t index,
     }
     if (lane == 0) totals[warp] = count;
     __syncthreads();
-    int before = 0, total = 0;
+    int place = written;
     for (int w = 0; w < kWarps; ++w) {
       const int32_t amount = totals[w];
-      before += w < warp ? amount : 0;
-      total += amount;
+      place += w < warp ? amount : 0;
+      written += amount;
     }
-    all += total;
-    if (sink.counts != nullptr) continue;
+    if (place >= room || count == 0) continue;
     for (int first = warp * stretch; first < end; first += 32) {
       const float sum = first + lane < end ? float(sums[first + lane]) : 0.f;
       const float result = row.result(sum);
       const bool mine = row.keeps(sum, result);
       const uint32_t takers = __ballot_sync(0xffffffffu, mine);
-      if (mine) {
-        const int64_t place = to + before + __popc(takers & ((1u << lane) - 1));
-        sink.ids[place] = int32_t(begin + first + lane);
-        sink.values[place] = result;
+      const int to = place + __popc(takers & ((1u << lane) - 1));
+      if (mine && to < room) {
+        ids[to] = int32_t(begin + first + lane);
+        values[to] = result;
       }
-      before += __popc(takers);
+      place += __popc(takers);
     }
-    to += total;
   }
-  if (sink.counts != nullptr && threadIdx.x == 0) sink.counts[index] = all;
+  if (sink.counts != nullptr && threadIdx.x == 0) sink.counts[index] = written;
 }
 
 template <bool kHalf>

@@ -12,6 +12,7 @@ from pyreid.ops import _panels
 from pyreid.ops._graph import Graph
 
 _QUERIES = 1024  # rows whose products with a panel are held at a time
+_SLOTS = 64  # near rows, more than which few rows have
 
 
 class Neighbours(NamedTuple):
@@ -161,7 +162,8 @@ def jaccard_graph(
     def write(sink):
         module.jaccard_rows(op, encoded.weights, encoded.transposed, *settings, sink, stream)
 
-    return Graph(*_two_passes(features, write), (features.shape[0],) * 2)
+    slots = 0 if max_distance is None else _SLOTS
+    return Graph(*_two_passes(features, write, slots), (features.shape[0],) * 2)
 
 
 def rerank(
@@ -428,16 +430,21 @@ def _transpose(op: str, weights: tuple) -> tuple:
     return transposed
 
 
-def _two_passes(like: Any, write: Any) -> tuple[Any, Any, Any]:
-    """(starts, ids, values) of rows that `write` first counts, then writes; their total is waited for."""
+def _two_passes(like: Any, write: Any, slots: int = 0) -> tuple[Any, Any, Any]:
+    """(starts, ids, values) of rows that `write` first counts, then writes; their total is waited for. Up to
+    `slots` entries of each row are kept from one call to the next."""
     size = like.shape[0]
     counts = _native.empty(like, (size,), "int32")
-    write((counts, None, None, None))
+    kept = (
+        _native.empty(like, (size, slots), "int32"),
+        _native.empty(like, (size, slots), "float32"),
+    )
+    write((counts, None, None, None, *kept))
     starts = _native.empty(like, (size + 1,), "int64")
     starts[:1] = 0
     starts[1:] = counts.cumsum(0)
     total = int(starts[-1])
     ids = _native.empty(like, (total,), "int32")
     values = _native.empty(like, (total,), "float32")
-    write((None, starts, ids, values))
+    write((None, starts, ids, values, *kept))
     return starts, ids, values

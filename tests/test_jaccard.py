@@ -454,3 +454,43 @@ def test_ranks_out_of_range():
     with pytest.raises(ValueError) as error:
         ops.jaccard_graph(people(20), 9, ranks=ranks)
     assert str(error.value) == "jaccard_graph: ranks must lie in [-1, 20), got 20"
+
+
+# --- torch ----------------------------------------------------------------------------------------
+
+
+def test_compiled(torch_library):
+    features = torch_library(people(40))
+    gallery = torch_library(people(30, seed=1))
+
+    def all_three(x, gallery):
+        near = ops.knn(x * 2, 5).scores.sum()
+        return near + ops.jaccard_distance(x, 6, 3), ops.rerank(x, gallery, 6, 3) + 1
+
+    compiled = torch.compile(all_three, fullgraph=True, backend="aot_eager")
+    for result, expected in zip(
+        compiled(features, gallery), all_three(features, gallery), strict=True
+    ):
+        torch.testing.assert_close(result, expected)
+
+
+def test_operator_registration(torch_library):
+    x, gallery = torch_library(people(40)), torch_library(people(30))
+    cameras = torch_library(np.arange(40) % 3)
+    sizes = ([3, 2], [6, 3])
+    for op, arguments in (
+        (torch.ops.pyreid.knn, (x, 5, gallery, "exact")),
+        (torch.ops.pyreid.jaccard_distance, (x, 6, 3, "zhong", None, None, *sizes)),
+        (torch.ops.pyreid.jaccard_distance, (x, 6, 3, "ca-jaccard", None, cameras, *sizes)),
+        (torch.ops.pyreid.rerank, (x, gallery, 6, 3, 0.3, "zhong")),
+    ):
+        torch.library.opcheck(op.default, arguments)
+
+
+def test_features_that_require_gradients(torch_library):
+    x = torch_library(people(40)).requires_grad_()
+    gallery = torch_library(people(30)).requires_grad_()
+    cameras = torch_library(np.arange(40) % 3)
+    graph = ops.jaccard_graph(x, 6, 3, variant="ca-jaccard", cameras=cameras)
+    for result in (ops.knn(x, 4).scores, graph.distances, ops.rerank(x, gallery, 6, 3)):
+        assert not result.requires_grad

@@ -525,6 +525,9 @@ size_t transpose_workspace(int64_t entries) { return sort_workspace(entries); }
 
 void transpose(const char* op, const SparseRows& weights, int64_t entries, int64_t* starts,
                int32_t* ids, float* values, void* workspace, Stream stream) {
+  if (entries > int64_t(UINT32_MAX))
+    throw std::runtime_error(std::string(op) + ": " + std::to_string(entries) +
+                             " weights; there may be 2^32 - 1. Take a smaller k1 or k2");
   const Sorted sorted =
       sort_ids(op, {weights.ids, Dtype::int32, entries}, weights.rows, workspace, stream);
   launch(op, transpose_starts_kernel, blocks_of(weights.rows + 1, kThreads), kThreads, 0, stream,

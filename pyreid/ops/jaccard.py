@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from pyreid import _native
 from pyreid._native import Array
-from pyreid.ops import _panels
+from pyreid.ops import _panels, _torch
 from pyreid.ops._graph import Graph
 
 _QUERIES = 1024  # rows whose products with a panel are held at a time
@@ -64,12 +65,28 @@ def knn(
         Neighbours(scores, rows), both (B, k), largest score first, ties by the lower row. Where there are
         fewer than k rows, -inf and -1. No gradient.
     """
+    return Neighbours(*_knn(features, k, queries, precision))
+
+
+def _knn_forward(
+    features: torch.Tensor, k: int, queries: torch.Tensor | None, precision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     module, _ = _native.floor(features)
     module.knn_check(features, queries, k, precision)
     _squared_norms("knn", "features", features)
     if queries is not None:
         _squared_norms("knn", "queries", queries)
-    return Neighbours(*_search(features, k, queries=queries, precision=precision)[:2])
+    scores, rows, _ = _search(features, k, queries=queries, precision=precision)
+    return scores, rows
+
+
+def _knn_fake(features, k, queries, _):
+    batch = (features if queries is None else queries).shape[0]
+    scores = features.new_empty((batch, k), dtype=torch.float32)
+    return scores, torch.empty_like(scores, dtype=torch.int64)
+
+
+_knn = _torch.register(_knn_forward, name="knn", fake=_knn_fake)
 
 
 def jaccard_distance(
@@ -84,6 +101,19 @@ def jaccard_distance(
     inter_k: tuple[int, int] = (20, 4),
 ) -> Array:
     """The distances of `jaccard_graph` as a dense (N, N) float32 array; pairs that share nothing are at 1."""
+    return _distance(features, k1, k2, variant, ranks, cameras, intra_k, inter_k)
+
+
+def _distance_forward(
+    features: torch.Tensor,
+    k1: int,
+    k2: int,
+    variant: str,
+    ranks: torch.Tensor | None,
+    cameras: torch.Tensor | None,
+    intra_k: Sequence[int],
+    inter_k: Sequence[int],
+) -> torch.Tensor:
     op = "jaccard_distance"
     rule, encoded = _checked(op, features, k1, k2, None, variant, ranks, cameras, intra_k, inter_k)
     module, stream = _native.floor(features)
@@ -92,6 +122,13 @@ def jaccard_distance(
         op, encoded.weights, encoded.transposed, rule.clip, rule.half, 0, distances, stream
     )
     return distances
+
+
+def _distance_fake(features, *_):
+    return features.new_empty((features.shape[0],) * 2, dtype=torch.float32)
+
+
+_distance = _torch.register(_distance_forward, name="jaccard_distance", fake=_distance_fake)
 
 
 def jaccard_graph(
@@ -150,7 +187,10 @@ def jaccard_graph(
         that is in none of their lists has an empty set, and, unless its neighbours' weights fill it, an
         empty row: its distance is 1 to all rows, itself included.
 
-    The result is the same, bit for bit, in every run and for every number of threads, and symmetric.
+    The result is the same, bit for bit, in every run and for every number of threads, and symmetric. Pairs
+    whose true distance is `max_distance` itself may fall on either side: two rows that share four of their
+    k2 = 6 neighbours and nothing else are at 0.5, say. On CUDA the call waits for the device three times, to
+    learn how much memory comes next. No gradient.
     """
     op = "jaccard_graph"
     rule, encoded = _checked(
@@ -190,6 +230,17 @@ def rerank(
     Returns:
         (Q, G) float32. Memory beyond it is linear in Q + G.
     """
+    return _rerank(queries, gallery, k1, k2, lambda_value, variant)
+
+
+def _rerank_forward(
+    queries: torch.Tensor,
+    gallery: torch.Tensor,
+    k1: int,
+    k2: int,
+    lambda_value: float,
+    variant: str,
+) -> torch.Tensor:
     op = "rerank"
     rule = _rule(op, variant)
     module, stream = _native.floor(queries)
@@ -218,6 +269,13 @@ def rerank(
     return mixed
 
 
+def _rerank_fake(queries, gallery, *_):
+    return queries.new_empty((queries.shape[0], gallery.shape[0]), dtype=torch.float32)
+
+
+_rerank = _torch.register(_rerank_forward, name="rerank", fake=_rerank_fake)
+
+
 class _Encoded(NamedTuple):
     weights: tuple
     transposed: tuple
@@ -241,8 +299,8 @@ def _checked(
     variant: str,
     ranks: Any,
     cameras: Any,
-    intra_k: tuple[int, int],
-    inter_k: tuple[int, int],
+    intra_k: Sequence[int],
+    inter_k: Sequence[int],
 ) -> tuple[_Variant, _Encoded]:
     rule = _rule(op, variant)
     module, _ = _native.floor(features)
@@ -369,7 +427,7 @@ def _encode(
 
 
 def _encode_cameras(
-    op: str, features: Any, cameras: Any, intra_k: tuple[int, int], inter_k: tuple[int, int]
+    op: str, features: Any, cameras: Any, intra_k: Sequence[int], inter_k: Sequence[int]
 ) -> _Encoded:
     module, _ = _native.floor(features)
     module.cameras_check(op, features, cameras, *intra_k, *inter_k)

@@ -63,38 +63,49 @@ struct Hit {
 // What the strip at hand knows of its own rows.
 struct Strip {
   int64_t first, count;
-  bool both_ways;          // its rows lie right of the panel
-  float bounds[kColumns];  // infinity where nothing is to be found
-  float bias[kColumns];
+  bool both_ways;            // its rows lie right of the panel
+  uint32_t there[kVectors];  // bit of a column: it is a row
+  float bounds[kColumns];    // infinity where nothing is to be found
+  float bias[kColumns];      // -infinity where there is no row: never the lowest
   float lowest[kColumns];
 };
 
+// Without a bias, `bias` is null.
 template <bool kBias>
 void select(const std::vector<float>& sums, int64_t panel, int64_t size, const float* bias,
             Strip& strip, Best& best, std::vector<Hit>& hits, std::vector<float>& lowest) {
   for (int64_t r = 0; r < size; ++r) {
     const float* const scores = sums.data() + r * kColumns;
-    const float bound = best.bound(panel + r), own_bias = kBias ? bias[panel + r] : 0.f;
-    int passing = 0;
-    for (int j = 0; j < kColumns; ++j) {
-      const float across = kBias ? scores[j] - strip.bias[j] : scores[j];
-      const float down = kBias ? scores[j] - own_bias : scores[j];
-      passing += (across >= bound) | (down >= strip.bounds[j]);
-      if constexpr (kBias) strip.lowest[j] = std::min(strip.lowest[j], down);
-    }
-    if constexpr (kBias) {
-      for (int64_t j = 0; j < strip.count; ++j)
-        lowest[r] = std::min(lowest[r], scores[j] - strip.bias[j]);
-    }
-    if (passing == 0) continue;
-    for (int64_t j = 0; j < strip.count; ++j) {
-      const float across = kBias ? scores[j] - strip.bias[j] : scores[j];
-      const float down = kBias ? scores[j] - own_bias : scores[j];
-      if (across >= bound) hits.push_back({int32_t(r), key_of(across, strip.first + j)});
-      if (down >= strip.bounds[j]) {
-        best.add(strip.first + j, key_of(down, panel + r));
+    const Vector bound = all(best.bound(panel + r)), own_bias = all(kBias ? bias[panel + r] : 0.f);
+    Vector least = all(INFINITY);
+    for (int v = 0; v < kColumns; v += kWidth) {
+      Vector across = load(scores + v), down = across;
+      if constexpr (kBias) {
+        across = subtract(across, load(strip.bias + v));
+        down = subtract(down, own_bias);
+        store(strip.lowest + v, smaller(load(strip.lowest + v), down));
+        least = smaller(least, across);
+      }
+      // Once lists are full, few pass: what follows is for each of them.
+      uint32_t passing = at_least(across, bound) & strip.there[v / kWidth];
+      uint32_t passing_down = at_least(down, load(strip.bounds + v));
+      if ((passing | passing_down) == 0) continue;
+      for (; passing != 0; passing &= passing - 1) {
+        const int j = v + __builtin_ctz(passing);
+        const float score = kBias ? scores[j] - strip.bias[j] : scores[j];
+        hits.push_back({int32_t(r), key_of(score, strip.first + j)});
+      }
+      for (; passing_down != 0; passing_down &= passing_down - 1) {
+        const int j = v + __builtin_ctz(passing_down);
+        const float score = kBias ? scores[j] - bias[panel + r] : scores[j];
+        best.add(strip.first + j, key_of(score, panel + r));
         strip.bounds[j] = best.bound(strip.first + j);
       }
+    }
+    if constexpr (kBias) {
+      float parts[kWidth];
+      store(parts, least);
+      lowest[r] = std::min(lowest[r], *std::min_element(parts, parts + kWidth));
     }
   }
 }
@@ -121,10 +132,12 @@ void knn(const ConstMatrix& features, const float* bias, int64_t k, float* score
         strip.first = panel + i * kColumns;
         strip.count = std::min<int64_t>(kColumns, size - strip.first);
         strip.both_ways = strip.first >= panel + count;
+        std::fill_n(strip.there, kVectors, 0);
         for (int64_t j = 0; j < kColumns; ++j) {
           const bool there = j < strip.count;
+          strip.there[j / kWidth] |= uint32_t(there) << j % kWidth;
           strip.bounds[j] = there && strip.both_ways ? best.bound(strip.first + j) : INFINITY;
-          strip.bias[j] = there && bias != nullptr ? bias[strip.first + j] : 0.f;
+          strip.bias[j] = there && bias != nullptr ? bias[strip.first + j] : -INFINITY;
           strip.lowest[j] = INFINITY;
         }
         multiply_strip(left, count, features, strip.first, right, sums);

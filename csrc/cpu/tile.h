@@ -34,6 +34,10 @@ inline Vector load(const float* from) { return _mm512_loadu_ps(from); }
 inline void store(float* to, Vector value) { _mm512_storeu_ps(to, value); }
 inline Vector all(float value) { return _mm512_set1_ps(value); }
 inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vector subtract(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
+inline Vector smaller(Vector a, Vector b) { return _mm512_min_ps(a, b); }
+// Bit i: a[i] >= b[i].
+inline uint32_t at_least(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 
 // to[c * stride + r] = from[r][c] for a square of kWidth: pairs, fours, then quarters of registers.
 inline void transpose(const float* const* from, float* to, int64_t stride) {
@@ -69,6 +73,12 @@ inline Vector load(const float* from) { return _mm256_loadu_ps(from); }
 inline void store(float* to, Vector value) { _mm256_storeu_ps(to, value); }
 inline Vector all(float value) { return _mm256_set1_ps(value); }
 inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+inline Vector subtract(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
+inline Vector smaller(Vector a, Vector b) { return _mm256_min_ps(a, b); }
+// Bit i: a[i] >= b[i].
+inline uint32_t at_least(Vector a, Vector b) {
+  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
+}
 
 // to[c * stride + r] = from[r][c] for a square of kWidth: pairs, fours, then halves of registers.
 inline void transpose(const float* const* from, float* to, int64_t stride) {
@@ -101,6 +111,14 @@ inline Vector load(const float* from) {
 inline void store(float* to, Vector value) { std::memcpy(to, &value, sizeof value); }
 inline Vector all(float value) { return Vector{value, value, value, value}; }
 inline Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
+inline Vector subtract(Vector a, Vector b) { return a - b; }
+inline Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
+// Bit i: a[i] >= b[i].
+inline uint32_t at_least(Vector a, Vector b) {
+  uint32_t bits = 0;
+  for (int i = 0; i < kWidth; ++i) bits |= uint32_t(a[i] >= b[i]) << i;
+  return bits;
+}
 
 inline void transpose(const float* const* from, float* to, int64_t stride) {
   for (int c = 0; c < kWidth; ++c)

@@ -339,6 +339,103 @@ void fold_scores(const BankCrossEntropy& loss, const ScorePanel& panel, RunningS
 void finish_losses(const BankCrossEntropy& loss, const RunningSoftmax* running, float* losses,
                    float* sums, Stream stream);
 
+// --- jaccard -----------------------------------------------------------------------------------
+
+// Neighbour lists, best first; an id outside [0, rows) is no neighbour.
+struct RankLists {
+  const int32_t* ids;  // (rows, stride)
+  int64_t rows, stride;
+};
+
+// Rows of entries: those of row i are starts[i], ..., starts[i + 1] - 1, ids ascending and
+// distinct.
+struct SparseRows {
+  int64_t rows;
+  const int64_t* starts;  // (rows + 1,)
+  const int32_t* ids;
+  const float* values;
+};
+
+// Where rows of entries go. A first call, with `counts`, says how many entries each row has; a
+// second one, with `starts`, writes them. In between, a row that has no more than `slots` entries
+// is kept where it need only be copied from; `slots` may be 0, and is for jaccard_rows alone.
+struct SparseSink {
+  int32_t* counts;        // (rows,), or null
+  const int64_t* starts;  // (rows + 1,)
+  int32_t* ids;
+  float* values;
+  int64_t slots;
+  int32_t* slot_ids;   // (rows, slots)
+  float* slot_values;  // (rows, slots)
+};
+
+// Which columns of a list are asked for reciprocity: j is a reciprocal neighbour of i if i is in
+// the same section of j's list as j is in i's, [0, split) or [split, columns). The first `half`
+// columns are asked among themselves too; 0: there is no expansion by half-size sets.
+struct Reciprocity {
+  int columns, split, half;
+
+  int words() const { return (columns + 31) / 32 + (half + 31) / 32; }
+};
+
+// What weights are made of: (norms_i + norms_j - 2 dot - low_i) / (high_i - low_i), 0 where nothing
+// lies between low and high. Null: norms 1, low 0, high 1.
+struct DistanceTerms {
+  const float *norms, *low, *high;  // (N,)
+};
+
+// The last stage's arithmetic: distances below 0 made 0, and rounding to float16 at each step.
+struct MinSum {
+  float max_distance;  // a pair that lies further apart is left out, as is one at distance 1
+  bool clip, half;
+};
+
+// scores and rows (N, k): for each row the k rows with the largest dot product - bias[row], itself
+// among them, ties by the lower row, then -inf and -1. `lowest` (N,): the smallest of these
+// differences. Both may be null. Only where has_knn(): each product is computed once and serves two
+// rows.
+bool has_knn();
+void knn(const ConstMatrix& features, const float* bias, int64_t k, float* scores, int64_t* rows,
+         float* lowest, Stream stream);
+
+// norms (N,) = squared norms. On the CPU std::invalid_argument where one is not finite.
+void squared_norms(const char* op, const char* name, const ConstMatrix& features, float* norms,
+                   Stream stream);
+
+// masks (N, words): bit c % 32 of word c / 32 says whether column c is a reciprocal neighbour; from
+// word (columns + 31) / 32 on, the same of the half-size sets. On the CPU std::invalid_argument for
+// an id outside [-1, N).
+void reciprocal(const char* op, const RankLists& lists, const Reciprocity& rule, uint32_t* masks,
+                Stream stream);
+
+// The set of each row: its reciprocal neighbours R and, for each j in R, the half-size set H(j) if
+// 3 |H(j) and R| > 2 |H(j)|. Ids only. `workspace` holds expand_workspace() bytes.
+size_t expand_workspace(const RankLists& lists, const Reciprocity& rule);
+void expand(const char* op, const RankLists& lists, const Reciprocity& rule, const uint32_t* masks,
+            const SparseSink& sets, void* workspace, Stream stream);
+
+// values of the sets' entries: softmax of the negative distances over each row.
+void jaccard_weights(const char* op, const ConstMatrix& features, const DistanceTerms& distances,
+                     bool half, const SparseRows& sets, float* values, Stream stream);
+
+// Row i = mean of the weights of the first `columns` rows in list i, added in the list's order.
+void average(const char* op, const RankLists& lists, int64_t columns, const SparseRows& weights,
+             bool half, const SparseSink& means, Stream stream);
+
+// The transpose of `weights`, ids ascending. `workspace` holds transpose_workspace() bytes.
+size_t transpose_workspace(int64_t entries);
+void transpose(const char* op, const SparseRows& weights, int64_t entries, int64_t* starts,
+               int32_t* ids, float* values, void* workspace, Stream stream);
+
+// Jaccard distance 1 - t / (2 - t), t = sum over columns, in ascending order, of the smaller of the
+// two weights. jaccard_rows: the pairs that are near enough. jaccard_block: all pairs of the first
+// `rows` rows and of `columns` columns from `column` on.
+void jaccard_rows(const char* op, const SparseRows& weights, const SparseRows& transposed,
+                  const MinSum& rule, const SparseSink& graph, Stream stream);
+void jaccard_block(const char* op, const SparseRows& weights, const SparseRows& transposed,
+                   const MinSum& rule, int64_t rows, int64_t column, int64_t columns,
+                   float* distances, Stream stream);
+
 // --- the floor itself --------------------------------------------------------------------------
 
 // Whether arrays of this floor live in CUDA memory.

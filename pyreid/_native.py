@@ -123,6 +123,13 @@ def floor(array: Any) -> tuple[ModuleType, int]:
     return _emulator or cpu(), 0
 
 
+def namespace(array: Any) -> ModuleType:
+    """The library of `array`, for functions that torch, CuPy and NumPy call alike."""
+    if is_torch(array):
+        return torch
+    return importlib.import_module("cupy") if is_cupy(array) else np
+
+
 def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
     """An uninitialised array of the library and on the device of `like`."""
     if is_torch(like):

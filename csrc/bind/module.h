@@ -8,6 +8,7 @@ namespace pyreid {
 void bind_bank_cross_entropy(pybind11::module_& module);
 void bind_class_means(pybind11::module_& module);
 void bind_dbscan(pybind11::module_& module);
+void bind_jaccard(pybind11::module_& module);
 void bind_memory_update(pybind11::module_& module);
 void bind_negative_mining(pybind11::module_& module);
 void bind_products(pybind11::module_& module);

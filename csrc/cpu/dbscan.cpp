@@ -42,7 +42,7 @@ class Unreached {
 };
 
 template <class Index>
-struct SparseRows {
+struct StoredRows {
   const Distances& graph;
   float eps;
 
@@ -172,9 +172,9 @@ void dbscan(const Dbscan& task, void* workspace, Stream) {
   if (distances.indptr.data == nullptr) {
     run_dense(task, static_cast<uint64_t*>(workspace));
   } else if (distances.indices.dtype == Dtype::int32) {
-    run(task, [&](int e) { return SparseRows<int32_t>{distances, task.eps[e]}; });
+    run(task, [&](int e) { return StoredRows<int32_t>{distances, task.eps[e]}; });
   } else {
-    run(task, [&](int e) { return SparseRows<int64_t>{distances, task.eps[e]}; });
+    run(task, [&](int e) { return StoredRows<int64_t>{distances, task.eps[e]}; });
   }
 }
 

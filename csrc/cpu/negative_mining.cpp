@@ -4,66 +4,19 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 
+#include "cpu/best_keys.h"
 #include "cpu/group.h"
 #include "cpu/parallel.h"
-#include "half.h"
-#include "mine_key.h"
 #include "ops.h"
 
 namespace pyreid {
 namespace {
 
-class Query {
- public:
-  Query(const MineState& state, int64_t index)
-      : keep_(state.keep),
-        capacity_(state.capacity),
-        candidates_(state.candidates + index * state.capacity),
-        threshold_(state.thresholds[index]),
-        count_(state.counts[index]) {}
-
-  void start() {
-    threshold_ = 0;
-    count_ = 0;
-  }
-
-  // Scores at or below this one cannot count any more: rows come in ascending order.
-  float bound() const {
-    return threshold_ == 0 ? -INFINITY : bits_float(key_score_bits(threshold_));
-  }
-
-  void add(float score, int64_t row) {
-    if (count_ == capacity_) compact();
-    const uint64_t key = mine_key(float_bits(score), uint32_t(row));
-    if (key > threshold_) candidates_[count_++] = key;
-  }
-
-  // Only the best `keep` stay, at the front.
-  void compact() {
-    if (count_ < keep_) return;
-    std::nth_element(candidates_, candidates_ + keep_ - 1, candidates_ + count_, std::greater<>());
-    threshold_ = candidates_[keep_ - 1];
-    count_ = int32_t(keep_);
-  }
-
-  void finish(int64_t skip, float* scores, int64_t* rows) {
-    compact();
-    std::sort(candidates_, candidates_ + count_, std::greater<>());
-    for (int64_t rank = skip; rank < keep_; ++rank) {
-      const bool found = rank < count_;
-      scores[rank - skip] = found ? bits_float(key_score_bits(candidates_[rank])) : -INFINITY;
-      rows[rank - skip] = found ? key_row(candidates_[rank]) : -1;
-    }
-  }
-
- private:
-  const int64_t keep_, capacity_;
-  uint64_t* const candidates_;
-  uint64_t& threshold_;
-  int32_t& count_;
-};
+BestKeys best_of(const MineState& state, int64_t query) {
+  return {state.keep, state.capacity, state.candidates + query * state.capacity,
+          state.thresholds[query], state.counts[query]};
+}
 
 struct Rules {
   const MineRules& rules;
@@ -85,13 +38,13 @@ struct Rules {
 };
 
 void scan(const float* scores, int64_t columns, int64_t first_row, const Rules& rules,
-          Query& query) {
+          BestKeys& best) {
   constexpr int64_t kBlock = 64;
   // A penalty below zero is a bonus: then the bare score says nothing about the bound.
   const bool filter = !(rules.rules.camera_penalty < 0.f);
   for (int64_t begin = 0; begin < columns; begin += kBlock) {
     const int64_t end = std::min(begin + kBlock, columns);
-    const float bound = query.bound();
+    const float bound = best.bound();
     if (filter) {
       int passing = 0;
       for (int64_t i = begin; i < end; ++i) passing += scores[i] > bound;
@@ -101,7 +54,7 @@ void scan(const float* scores, int64_t columns, int64_t first_row, const Rules& 
       if (filter && !(scores[i] > bound)) continue;
       const int64_t row = first_row + i;
       const float score = scores[i] - rules.penalty(row) + 0.f;  // + 0: -0 and 0 are a tie
-      if (score > -INFINITY && !rules.excludes(row)) query.add(score, row);
+      if (score > -INFINITY && !rules.excludes(row)) best.add(score, row);
     }
   }
 }
@@ -113,9 +66,9 @@ void mine_panel(const float* scores, int64_t columns, int64_t first_row, const M
   parallel_for(state.queries, 1 + 65536 / std::max<int64_t>(columns, 1),
                [&](int64_t begin, int64_t end) {
                  for (int64_t i = begin; i < end; ++i) {
-                   Query query(state, i);
-                   if (first_row == 0) query.start();
-                   scan(scores + i * columns, columns, first_row, Rules(rules, i), query);
+                   BestKeys best = best_of(state, i);
+                   if (first_row == 0) best.start();
+                   scan(scores + i * columns, columns, first_row, Rules(rules, i), best);
                  }
                });
 }
@@ -124,7 +77,7 @@ void mine_finish(const MineState& state, int64_t skip, float* scores, int64_t* r
   const int64_t k = state.keep - skip;
   parallel_for(state.queries, 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      Query(state, i).finish(skip, scores + i * k, rows + i * k);
+      best_of(state, i).finish(skip, scores + i * k, rows + i * k);
   });
 }
 

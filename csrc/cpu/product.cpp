@@ -1,176 +1,16 @@
-// Dot products of two sets of rows. Rows of the right-hand side are packed, a strip at a time, so
-// that one vector load fetches the same column of many rows, and stay in the second cache while
-// every query meets them; the innermost loop keeps a tile of sums in registers and does nothing but
-// multiply and add. 2.4 times the rate of the BLAS that torch brings, where that one holds back on
-// other makers' processors.
+// Dot products of two sets of rows. Many queries: the rows are packed, a strip at a time, and meet
+// all queries while in cache (cpu/tile.h). Few queries: see below.
 
 #include <algorithm>
-#include <cstring>
 #include <type_traits>
 #include <vector>
 
 #include "cpu/parallel.h"
-#include "half.h"
+#include "cpu/tile.h"
 #include "ops.h"
-
-#if defined(__AVX512F__) || defined(__FMA__)
-// GCC 12 warns of its own headers' way to say "any value".
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#endif
 
 namespace pyreid {
 namespace {
-
-// A tile of kRows x 3 vectors of sums, 3 vectors of the right-hand side and one value of the left
-// fill the registers there are.
-#if defined(__AVX512F__)
-constexpr int kWidth = 16, kRows = 8;
-using Vector = __m512;
-inline Vector load(const float* from) { return _mm512_loadu_ps(from); }
-inline void store(float* to, Vector value) { _mm512_storeu_ps(to, value); }
-inline Vector all(float value) { return _mm512_set1_ps(value); }
-inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
-
-// to[c * stride + r] = from[r][c] for a square of kWidth: pairs, fours, then quarters of registers.
-inline void transpose(const float* const* from, float* to, int64_t stride) {
-  Vector fours[16];  // [4 i + j]: column 4 lane + j of rows 4 i, ..., 4 i + 3
-  for (int i = 0; i < 16; i += 4) {
-    const Vector a = load(from[i]), b = load(from[i + 1]);
-    const Vector c = load(from[i + 2]), d = load(from[i + 3]);
-    const __m512d low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
-    const __m512d high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
-    const __m512d low2 = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
-    const __m512d high2 = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
-    fours[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2));
-    fours[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2));
-    fours[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2));
-    fours[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2));
-  }
-  constexpr int kEven = 0x88, kOdd = 0xdd;
-  for (int j = 0; j < 4; ++j) {
-    const Vector even = _mm512_shuffle_f32x4(fours[j], fours[4 + j], kEven);
-    const Vector odd = _mm512_shuffle_f32x4(fours[j], fours[4 + j], kOdd);
-    const Vector even2 = _mm512_shuffle_f32x4(fours[8 + j], fours[12 + j], kEven);
-    const Vector odd2 = _mm512_shuffle_f32x4(fours[8 + j], fours[12 + j], kOdd);
-    store(to + j * stride, _mm512_shuffle_f32x4(even, even2, kEven));
-    store(to + (4 + j) * stride, _mm512_shuffle_f32x4(odd, odd2, kEven));
-    store(to + (8 + j) * stride, _mm512_shuffle_f32x4(even, even2, kOdd));
-    store(to + (12 + j) * stride, _mm512_shuffle_f32x4(odd, odd2, kOdd));
-  }
-}
-#elif defined(__FMA__)
-constexpr int kWidth = 8, kRows = 4;
-using Vector = __m256;
-inline Vector load(const float* from) { return _mm256_loadu_ps(from); }
-inline void store(float* to, Vector value) { _mm256_storeu_ps(to, value); }
-inline Vector all(float value) { return _mm256_set1_ps(value); }
-inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
-
-// to[c * stride + r] = from[r][c] for a square of kWidth: pairs, fours, then halves of registers.
-inline void transpose(const float* const* from, float* to, int64_t stride) {
-  Vector fours[8];  // [4 i + j]: column 4 lane + j of rows 4 i, ..., 4 i + 3
-  for (int i = 0; i < 8; i += 4) {
-    const Vector a = load(from[i]), b = load(from[i + 1]);
-    const Vector c = load(from[i + 2]), d = load(from[i + 3]);
-    const __m256d low = _mm256_castps_pd(_mm256_unpacklo_ps(a, b));
-    const __m256d high = _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
-    const __m256d low2 = _mm256_castps_pd(_mm256_unpacklo_ps(c, d));
-    const __m256d high2 = _mm256_castps_pd(_mm256_unpackhi_ps(c, d));
-    fours[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, low2));
-    fours[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, low2));
-    fours[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(high, high2));
-    fours[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(high, high2));
-  }
-  for (int j = 0; j < 4; ++j) {
-    store(to + j * stride, _mm256_permute2f128_ps(fours[j], fours[4 + j], 0x20));
-    store(to + (4 + j) * stride, _mm256_permute2f128_ps(fours[j], fours[4 + j], 0x31));
-  }
-}
-#else
-constexpr int kWidth = 4, kRows = 4;
-typedef float Vector __attribute__((vector_size(16)));
-inline Vector load(const float* from) {
-  Vector value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-inline void store(float* to, Vector value) { std::memcpy(to, &value, sizeof value); }
-inline Vector all(float value) { return Vector{value, value, value, value}; }
-inline Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
-
-inline void transpose(const float* const* from, float* to, int64_t stride) {
-  for (int c = 0; c < kWidth; ++c)
-    for (int r = 0; r < kWidth; ++r) to[c * stride + r] = from[r][c];
-}
-#endif
-
-constexpr int kVectors = 3;
-constexpr int kColumns = kWidth * kVectors;
-constexpr int64_t kDepth = 512;  // of a packed strip: what the second cache holds
-
-// tile (+)= left [depth, kRows] x right [depth, kColumns]
-void multiply(const float* left, const float* right, int64_t depth, bool fresh, float* tile) {
-  Vector sums[kRows][kVectors];
-  for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kVectors; ++j)
-      sums[i][j] = fresh ? all(0.f) : load(tile + i * kColumns + j * kWidth);
-  for (int64_t k = 0; k < depth; ++k) {
-    Vector columns[kVectors];
-    for (int j = 0; j < kVectors; ++j) columns[j] = load(right + k * kColumns + j * kWidth);
-    for (int i = 0; i < kRows; ++i) {
-      const Vector value = all(left[k * kRows + i]);
-      for (int j = 0; j < kVectors; ++j) sums[i][j] = multiply_add(value, columns[j], sums[i][j]);
-    }
-  }
-  for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kVectors; ++j) store(tile + i * kColumns + j * kWidth, sums[i][j]);
-}
-
-// packed[k * kWide + j] = rows[first + j][begin + k]; where there is no such row, the last one
-// again.
-template <int kWide, class T>
-void pack(const ConstMatrix& rows, int64_t first, int64_t count, int64_t begin, int64_t depth,
-          float* packed) {
-  const T* source[kWide];
-  for (int j = 0; j < kWide; ++j)
-    source[j] = static_cast<const T*>(rows.data) +
-                (first + std::min<int64_t>(j, count - 1)) * rows.cols + begin;
-  int64_t k = 0;
-  if constexpr (kWide % kWidth == 0) {
-    float square[kWidth * kWidth];
-    const float* lines[kWidth];
-    for (; k + kWidth <= depth; k += kWidth) {
-      for (int j = 0; j < kWide; j += kWidth) {
-        for (int r = 0; r < kWidth; ++r) {
-          if constexpr (std::is_same_v<T, float>) {
-            lines[r] = source[j + r] + k;
-          } else {
-            lines[r] = square + r * kWidth;
-            for (int c = 0; c < kWidth; ++c) square[r * kWidth + c] = widen(source[j + r][k + c]);
-          }
-        }
-        transpose(lines, packed + k * kWide + j, kWide);
-      }
-    }
-  }
-  for (; k < depth; ++k)
-    for (int j = 0; j < kWide; ++j) packed[k * kWide + j] = widen(source[j][k]);
-}
-
-template <int kWide>
-void pack(const ConstMatrix& rows, int64_t first, int64_t count, int64_t begin, int64_t depth,
-          float* packed) {
-  switch (rows.dtype) {
-    case Dtype::float32:
-      return pack<kWide, float>(rows, first, count, begin, depth, packed);
-    case Dtype::float16:
-      return pack<kWide, HostHalf>(rows, first, count, begin, depth, packed);
-    default:
-      return pack<kWide, HostBFloat16>(rows, first, count, begin, depth, packed);
-  }
-}
 
 // --- few queries: they are packed, and bank rows are read once, as they lie ---
 
@@ -266,27 +106,14 @@ void product_of_few(const ConstMatrix& queries, const ConstMatrix& rows, float* 
   });
 }
 
-// --- many queries: rows are packed, strip by strip, and meet all queries while in cache ---
-
-// The left-hand side, packed once: [blocks of kRows][cols][row in block].
-std::vector<float> pack_rows(const ConstMatrix& rows) {
-  const int64_t blocks = (rows.rows + kRows - 1) / kRows;
-  std::vector<float> packed(blocks * kRows * rows.cols);
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t first = block * kRows, count = std::min<int64_t>(kRows, rows.rows - first);
-    pack<kRows>(rows, first, count, 0, rows.cols, packed.data() + first * rows.cols);
-  }
-  return packed;
-}
-
 }  // namespace
 
 bool has_product() { return true; }
 
 void product(const ConstMatrix& queries, const ConstMatrix& rows, float* scores, Stream) {
   if (queries.rows == 0 || rows.rows == 0) return;
-  const int64_t batch = queries.rows, size = rows.rows, dim = rows.cols;
-  if (dim == 0) return void(std::fill_n(scores, batch * size, 0.f));
+  const int64_t batch = queries.rows, size = rows.rows;
+  if (rows.cols == 0) return void(std::fill_n(scores, batch * size, 0.f));
   if (batch <= kFew) {
     switch (rows.dtype) {
       case Dtype::float32:
@@ -300,17 +127,10 @@ void product(const ConstMatrix& queries, const ConstMatrix& rows, float* scores,
   const std::vector<float> left = pack_rows(queries);
   const int64_t strips = (size + kColumns - 1) / kColumns;
   parallel_for(strips, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> right(kDepth * kColumns);
-    std::vector<float> sums((batch + kRows - 1) / kRows * kRows * kColumns);
+    std::vector<float> right, sums;
     for (int64_t strip = begin; strip < end; ++strip) {
       const int64_t first = strip * kColumns, count = std::min<int64_t>(kColumns, size - first);
-      for (int64_t depth = 0; depth < dim; depth += kDepth) {
-        const int64_t some = std::min(kDepth, dim - depth);
-        pack<kColumns>(rows, first, count, depth, some, right.data());
-        for (int64_t row = 0; row < batch; row += kRows)
-          multiply(left.data() + row * dim + depth * kRows, right.data(), some, depth == 0,
-                   sums.data() + row * kColumns);
-      }
+      multiply_strip(left, batch, rows, first, right, sums);
       for (int64_t row = 0; row < batch; ++row)
         std::copy_n(sums.data() + row * kColumns, count, scores + row * size + first);
     }

@@ -43,9 +43,9 @@ __device__ __forceinline__ uint32_t warp_total(uint32_t value) {
 }
 
 // The neighbours in a CSR graph at one eps.
-class SparseRows {
+class StoredRows {
  public:
-  __device__ SparseRows(const Search& search, int e)
+  __device__ StoredRows(const Search& search, int e)
       : graph_(search.task.distances), eps_(search.task.eps[e]) {}
 
   // By a whole warp.
@@ -368,7 +368,7 @@ void dbscan(const Dbscan& task, void* workspace, Stream stream) {
     launch(kOp, dbscan_bits_kernel, (warps + kWarps - 1) / kWarps, kThreads, 0, stream, search);
     run<DenseRows>(search, stream);
   } else {
-    run<SparseRows>(search, stream);
+    run<StoredRows>(search, stream);
   }
 }
 

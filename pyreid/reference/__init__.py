@@ -6,6 +6,7 @@ For tests and benchmarks. Every function is pure: it copies what it changes.
 from pyreid.reference.bank_cross_entropy import bank_cross_entropy
 from pyreid.reference.class_means import class_means
 from pyreid.reference.dbscan import cluster_overlap, dbscan, mean_smallest
+from pyreid.reference.jaccard import distances, jaccard_distance, knn, reciprocal_sets, rerank
 from pyreid.reference.memory_update import memory_update
 from pyreid.reference.negative_mining import mine_negatives
 from pyreid.reference.ranking import evaluate_ranking
@@ -17,10 +18,15 @@ __all__ = [
     "class_means",
     "cluster_overlap",
     "dbscan",
+    "distances",
     "evaluate_ranking",
+    "jaccard_distance",
+    "knn",
     "mean_smallest",
     "memory_update",
     "mine_negatives",
+    "reciprocal_sets",
+    "rerank",
     "sample_rows",
     "set_contrast",
     "set_contrast_gradient",

@@ -1,0 +1,29 @@
+"""Pairs of rows with a distance, as a sparse matrix."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Graph(NamedTuple):
+    """Compressed sparse rows; columns ascend within a row. Pairs that are not stored are at distance 1."""
+
+    indptr: Any  # (N + 1,) int64: row i is entries indptr[i], ..., indptr[i + 1] - 1
+    indices: Any  # (entries,) int32
+    distances: Any  # (entries,) float32
+    shape: tuple[int, int]
+
+    def to_scipy(self) -> Any:
+        """As a scipy.sparse.csr_matrix. An entry with distance 0 stays an entry."""
+        from scipy.sparse import csr_matrix
+
+        parts = [_to_numpy(x) for x in (self.distances, self.indices, self.indptr)]
+        return csr_matrix(tuple(parts), shape=self.shape)
+
+
+def _to_numpy(array: Any) -> np.ndarray:
+    if isinstance(array, np.ndarray):
+        return array
+    return array.cpu().numpy() if hasattr(array, "cpu") else array.get()

@@ -1,0 +1,508 @@
+"""Neighbours, and the Jaccard distance of their reciprocal sets, in memory linear in the number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from pyreid import _native
+from pyreid._native import Array
+from pyreid.ops import _panels, _torch
+from pyreid.ops._graph import Graph
+
+_QUERIES = 1024  # rows whose products with a panel are held at a time
+_SLOTS = 64  # near rows, more than which few rows have
+
+
+class Neighbours(NamedTuple):
+    """What `knn` found, best first."""
+
+    scores: Any  # (B, k) float32 dot products, -inf where there are fewer than k rows
+    rows: Any  # (B, k) int64, -1 there
+
+
+class _Variant(NamedTuple):
+    """How a published implementation differs from the others."""
+
+    extra: int  # columns of a neighbour list beyond k1 that reciprocity is asked of: the row itself
+    squared: bool  # squared Euclidean distance of the rows as they are; else 2 - 2 dot
+    column: str  # what a distance is divided by: "" nothing, "max", or "range" (after subtracting the min)
+    clip: bool  # Jaccard distances below 0, which rounding makes, become 0
+    half: bool  # weights and sums of minima are float16
+    rerank: bool
+
+
+_VARIANTS = {
+    "spcl": _Variant(0, False, "", True, False, False),
+    "openunreid": _Variant(0, True, "", True, False, True),
+    "zhong": _Variant(1, True, "max", False, False, True),
+    "mmt": _Variant(1, True, "max", True, False, False),
+    "jvtc": _Variant(1, True, "range", True, True, True),
+    "strong-baseline": _Variant(1, True, "max", False, True, True),
+    "ca-jaccard": _Variant(1, False, "", True, False, False),
+}
+
+
+def knn(
+    features: Array, k: int, *, queries: Array | None = None, precision: str = "exact"
+) -> Neighbours:
+    """The `k` rows of `features` with the largest dot product with each row of `queries`.
+
+    Scores are used up in panels: no (B, N) array exists at any time.
+
+    Args:
+        features: (N, D) float32, float16 or bfloat16. On the CPU, a row whose norm is not finite is an error;
+            on CUDA, a product that is NaN does not qualify.
+        k: how many, up to 65536.
+        queries: (B, D) likewise; None: the features themselves, and each row is among its neighbours. On the
+            CPU each product is then computed once for both of its rows.
+        precision: "exact": products in float32. "fast": on CUDA, in the features' half precision or by
+            torch's settings.
+
+    Returns:
+        Neighbours(scores, rows), both (B, k), largest score first, ties by the lower row. Where there are
+        fewer than k rows, -inf and -1. No gradient.
+    """
+    return Neighbours(*_knn(features, k, queries, precision))
+
+
+def _knn_forward(
+    features: torch.Tensor, k: int, queries: torch.Tensor | None, precision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    module, _ = _native.floor(features)
+    module.knn_check(features, queries, k, precision)
+    _squared_norms("knn", "features", features)
+    if queries is not None:
+        _squared_norms("knn", "queries", queries)
+    scores, rows, _ = _search(features, k, queries=queries, precision=precision)
+    return scores, rows
+
+
+def _knn_fake(features, k, queries, _):
+    batch = (features if queries is None else queries).shape[0]
+    scores = features.new_empty((batch, k), dtype=torch.float32)
+    return scores, torch.empty_like(scores, dtype=torch.int64)
+
+
+_knn = _torch.register(_knn_forward, name="knn", fake=_knn_fake)
+
+
+def jaccard_distance(
+    features: Array,
+    k1: int = 30,
+    k2: int = 6,
+    *,
+    variant: str = "spcl",
+    ranks: Array | None = None,
+    cameras: Array | None = None,
+    intra_k: tuple[int, int] = (5, 2),
+    inter_k: tuple[int, int] = (20, 4),
+) -> Array:
+    """The distances of `jaccard_graph` as a dense (N, N) float32 array; pairs that share nothing are at 1."""
+    return _distance(features, k1, k2, variant, ranks, cameras, intra_k, inter_k)
+
+
+def _distance_forward(
+    features: torch.Tensor,
+    k1: int,
+    k2: int,
+    variant: str,
+    ranks: torch.Tensor | None,
+    cameras: torch.Tensor | None,
+    intra_k: Sequence[int],
+    inter_k: Sequence[int],
+) -> torch.Tensor:
+    op = "jaccard_distance"
+    rule, encoded = _checked(op, features, k1, k2, None, variant, ranks, cameras, intra_k, inter_k)
+    module, stream = _native.floor(features)
+    distances = _native.empty(features, (features.shape[0],) * 2, "float32")
+    module.jaccard_block(
+        op, encoded.weights, encoded.transposed, rule.clip, rule.half, 0, distances, stream
+    )
+    return distances
+
+
+def _distance_fake(features, *_):
+    return features.new_empty((features.shape[0],) * 2, dtype=torch.float32)
+
+
+_distance = _torch.register(_distance_forward, name="jaccard_distance", fake=_distance_fake)
+
+
+def jaccard_graph(
+    features: Array,
+    k1: int = 30,
+    k2: int = 6,
+    *,
+    max_distance: float | None = None,
+    variant: str = "spcl",
+    ranks: Array | None = None,
+    cameras: Array | None = None,
+    intra_k: tuple[int, int] = (5, 2),
+    inter_k: tuple[int, int] = (20, 4),
+) -> Graph:
+    """The Jaccard distance of k-reciprocal neighbour sets, for the pairs of rows that are near.
+
+    Row i's set: its reciprocal neighbours R(i), those among the first k1 that have i among theirs; and, for
+    each j of them, the set of half that size H(j), if more than two thirds of it lie in R(i). The set becomes
+    a row of weights, softmax(-distance); rows are averaged over the first k2 neighbours; and the distance of
+    two rows is 1 - t / (2 - t), t the sum of the smaller of the two weights over all columns.
+
+    | variant | of | asked | distance for lists and weights | below 0 | arithmetic |
+    |---|---|---|---|---|---|
+    | spcl | SpCL, ICE, GCL, Cluster Contrast | k1 | 2 - 2 dot: rows are taken to be unit | 0 | float32 |
+    | openunreid | OpenUnReID | k1 | squared Euclidean | 0 | float32 |
+    | zhong | Zhong et al., fast-reid | k1 + 1 | squared Euclidean / column maximum | kept | float32 |
+    | mmt | MMT | k1 + 1 | as zhong | 0 | float32 |
+    | jvtc | JVTC | k1 + 1 | (squared - minimum) / (maximum - minimum) | 0 | float16 |
+    | strong-baseline | reid-strong-baseline | k1 + 1 | as zhong | kept | float16 |
+    | ca-jaccard | CA-Jaccard | below | 2 - 2 dot: rows are taken to be unit | 0 | float32 |
+
+    Columns: "asked", how many neighbours R is made from, the row itself counted; H has round(k1 / 2) + 1,
+    halves to even. "below 0": what rounding leaves there becomes 0, or is kept. "arithmetic": of weights and
+    of their sums.
+
+    "ca-jaccard": R(i) joins the reciprocal neighbours among the first `intra_k[0] + 1` of lists that put
+    rows of the same camera first, and among the first `inter_k[0] + 1` of lists that put other cameras
+    first. There are no half-size sets. Rows are averaged over the first `intra_k[1]` of the one list and
+    `inter_k[1]` of the other. k1 and k2 are not used.
+
+    Args:
+        features: (N, D) float32, float16 or bfloat16. On the CPU, a row whose norm is not finite is an error.
+        k1, k2: sizes of the neighbourhoods; k2 = 1: rows are not averaged. Where there are fewer rows, or a
+            list holds fewer neighbours, what there is counts.
+        max_distance: pairs at a larger distance are left out; None: pairs at distance 1 are.
+        variant: see above.
+        ranks: (N, at least the neighbours asked; at least k2 but for spcl and openunreid) int64 or int32:
+            neighbour lists, best first, -1 where there is none, to be used in place of a search. On the CPU
+            a row out of range is an error, on CUDA it counts as none. Not for ca-jaccard.
+        cameras: (N,) int64 or int32 ids, for ca-jaccard.
+        intra_k, inter_k: for ca-jaccard.
+
+    Returns:
+        Graph(indptr, indices, distances, shape). A row is stored among its own neighbours. It may be
+        missing where more than k1 rows are equal: they all name the lower ones as their neighbours, a row
+        that is in none of their lists has an empty set, and, unless its neighbours' weights fill it, an
+        empty row: its distance is 1 to all rows, itself included.
+
+    The result is the same, bit for bit, in every run and for every number of threads, and symmetric. Pairs
+    whose true distance is `max_distance` itself may fall on either side: two rows that share four of their
+    k2 = 6 neighbours and nothing else are at 0.5, say. On CUDA the call waits for the device three times, to
+    learn how much memory comes next. No gradient.
+    """
+    op = "jaccard_graph"
+    rule, encoded = _checked(
+        op, features, k1, k2, max_distance, variant, ranks, cameras, intra_k, inter_k
+    )
+    module, stream = _native.floor(features)
+    settings = (max_distance, rule.clip, rule.half)
+
+    def write(sink):
+        module.jaccard_rows(op, encoded.weights, encoded.transposed, *settings, sink, stream)
+
+    slots = 0 if max_distance is None else _SLOTS
+    return Graph(*_two_passes(features, write, slots), (features.shape[0],) * 2)
+
+
+def rerank(
+    queries: Array,
+    gallery: Array,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    *,
+    variant: str = "zhong",
+) -> Array:
+    """(1 - lambda) Jaccard distance + lambda distance, of queries and gallery rows.
+
+    Neighbours are sought among queries and gallery together. The distance is that of `variant` in
+    `jaccard_graph`'s table, normalised as it says there.
+
+    Args:
+        queries: (Q, D) float32, float16 or bfloat16.
+        gallery: (G, D), of the queries' dtype.
+        k1, k2: as for `jaccard_graph`.
+        lambda_value: weight of the distance itself, in [0, 1].
+        variant: "openunreid", "zhong", "jvtc" or "strong-baseline".
+
+    Returns:
+        (Q, G) float32. Memory beyond it is linear in Q + G.
+    """
+    return _rerank(queries, gallery, k1, k2, lambda_value, variant)
+
+
+def _rerank_forward(
+    queries: torch.Tensor,
+    gallery: torch.Tensor,
+    k1: int,
+    k2: int,
+    lambda_value: float,
+    variant: str,
+) -> torch.Tensor:
+    op = "rerank"
+    rule = _rule(op, variant)
+    module, stream = _native.floor(queries)
+    module.rerank_check(queries, gallery, k1, k2, lambda_value)
+    union = _native.namespace(queries).concatenate([queries, gallery])
+    weights, transposed, (norms, low, high) = _encode(op, union, k1, k2, rule)
+    count = queries.shape[0]
+    mixed = _native.empty(queries, (count, gallery.shape[0]), "float32")
+    module.jaccard_block(op, weights, transposed, rule.clip, rule.half, count, mixed, stream)
+    mixed *= 1 - lambda_value
+    for begin in range(0, count, _QUERIES):
+        some = slice(begin, min(begin + _QUERIES, count))
+        wide = _panels.widened(union[some])
+        for first, panel in _panels.panels(len(wide), gallery):
+            near = _panels.product(wide, panel)
+            near *= -2
+            near += norms[some, None]
+            near += norms[count + first : count + first + len(panel)]
+            if low is not None:
+                near -= low[some, None]
+            if high is not None:
+                span = high[some, None] - (0 if low is None else low[some, None])
+                near /= span + (span <= 0)  # where all are at one distance: 0 / 1
+            near *= lambda_value
+            mixed[some, first : first + len(panel)] += near
+    return mixed
+
+
+def _rerank_fake(queries, gallery, *_):
+    return queries.new_empty((queries.shape[0], gallery.shape[0]), dtype=torch.float32)
+
+
+_rerank = _torch.register(_rerank_forward, name="rerank", fake=_rerank_fake)
+
+
+class _Encoded(NamedTuple):
+    weights: tuple
+    transposed: tuple
+    space: tuple  # norms, low and high of the distances
+
+
+def _rule(op: str, variant: str) -> _Variant:
+    names = [name for name, rule in _VARIANTS.items() if rule.rerank or op != "rerank"]
+    if variant not in names:
+        known = ", ".join(map(repr, names[:-1])) + f" or {names[-1]!r}"
+        raise ValueError(f"{op}: variant must be {known}, got {variant!r}")
+    return _VARIANTS[variant]
+
+
+def _checked(
+    op: str,
+    features: Any,
+    k1: int,
+    k2: int,
+    max_distance: float | None,
+    variant: str,
+    ranks: Any,
+    cameras: Any,
+    intra_k: Sequence[int],
+    inter_k: Sequence[int],
+) -> tuple[_Variant, _Encoded]:
+    rule = _rule(op, variant)
+    module, _ = _native.floor(features)
+    module.jaccard_check(op, features, k1, k2, max_distance, ranks, _columns(rule, k1, k2))
+    by_camera = variant == "ca-jaccard"
+    if by_camera != (cameras is not None):
+        must, got = ("be given", "None") if by_camera else ("be None", "an array")
+        raise ValueError(f"{op}: cameras must {must} for variant {variant!r}, got {got}")
+    if not by_camera:
+        return rule, _encode(op, features, k1, k2, rule, ranks)
+    if ranks is not None:
+        raise ValueError(f"{op}: ranks must be None for variant {variant!r}, got an array")
+    return rule, _encode_cameras(op, features, cameras, intra_k, inter_k)
+
+
+# --- neighbour lists ------------------------------------------------------------------------------
+
+
+def _search(
+    features: Any,
+    k: int,
+    *,
+    queries: Any = None,
+    bias: Any = None,
+    groups: Any = None,
+    precision: str = "exact",
+) -> tuple[Any, Any, Any]:
+    """Scores and rows (B, k) by dot(query, row) - bias[row], and the lowest of these (B,) if there is a bias.
+
+    `groups`: (N,) ids; rows of a query's own group are left out, which takes queries=None.
+    """
+    module, stream = _native.floor(features)
+    symmetric = queries is None and groups is None and module.has_knn
+    queries = features if queries is None else queries
+    batch = queries.shape[0]
+    scores = _native.empty(features, (batch, k), "float32")
+    rows = _native.empty(features, (batch, k), "int64")
+    lowest: Any = None if bias is None else _native.empty(features, (batch,), "float32")
+    if symmetric:
+        module.knn(features, bias, k, scores, rows, lowest, stream)
+        return scores, rows, lowest
+    xp = _native.namespace(features)
+    for begin in range(0, batch, _QUERIES):
+        some = slice(begin, min(begin + _QUERIES, batch))
+        wide = _panels.widened(queries[some])
+        rules = (None, None if groups is None else groups[some], groups, None, None, 0.0)
+        state = (
+            _native.empty(features, (len(wide), k + max(k, 1024)), "int64"),
+            _native.empty(features, (len(wide),), "int64"),
+            _native.empty(features, (len(wide),), "int32"),
+        )
+        for first, panel in _panels.panels(len(wide), features):
+            products = _panels.product(wide, panel, precision=precision)
+            if bias is not None:
+                products -= bias[first : first + len(panel)]
+                least = xp.amin(products, 1)
+                lowest[some] = least if first == 0 else xp.minimum(least, lowest[some])
+            module.mine_panel(products, first, *rules, *state, k, stream)
+        module.mine_finish(*state, k, 0, scores[some], rows[some], stream)
+    return scores, rows, lowest
+
+
+def _camera_lists(features: Any, cameras: Any, k: int) -> tuple[Any, Any]:
+    """(N, k) lists that put rows of the same camera first, and lists that put the others first."""
+    xp = _native.namespace(features)
+    same = _native.empty(features, (features.shape[0], k), "int64")
+    names, groups = xp.unique(cameras, return_inverse=True)
+    for group in range(len(names)):
+        members = xp.where(groups == group)[0]
+        found = _search(features[members], k)[1]
+        same[members] = xp.where(found >= 0, members[found], -1)
+    others = _search(features, k, groups=groups)[1]
+    return _appended(same, others), _appended(others, same)
+
+
+def _appended(lists: Any, more: Any) -> Any:
+    """(N, k) lists, the -1 at their ends replaced by the first of `more`."""
+    missing = lists < 0
+    places = (missing.cumsum(1) - 1) * missing
+    if _native.is_torch(lists):
+        return torch.where(missing, more.gather(1, places), lists)
+    xp = _native.namespace(lists)
+    return xp.where(missing, xp.take_along_axis(more, places, 1), lists)
+
+
+def _squared_norms(op: str, name: str, features: Any) -> Any:
+    module, stream = _native.floor(features)
+    norms = _native.empty(features, (features.shape[0],), "float32")
+    module.squared_norms(op, name, features, norms, stream)
+    return norms
+
+
+def _as_int32(array: Any) -> Any:
+    result = _native.empty(array, tuple(array.shape), "int32")
+    result[:] = array
+    return result
+
+
+# --- rows of weights: (starts, ids, values) -------------------------------------------------------
+
+
+def _encode(
+    op: str, features: Any, k1: int, k2: int, rule: _Variant, ranks: Any = None
+) -> _Encoded:
+    """By all variants but the one with cameras."""
+    norms = _squared_norms(op, "features", features)
+    low, high = None, None
+    if ranks is None or rule.column:
+        bias = norms / 2 if rule.squared else None
+        scores, found, lowest = _search(features, _columns(rule, k1, k2), bias=bias)
+        if rule.column:  # a squared distance is norm - 2 (dot - bias)
+            high = norms - 2 * lowest
+            low = norms - 2 * scores[:, 0] if rule.column == "range" else None
+        ranks = found if ranks is None else ranks
+    space = (norms if rule.squared else None, low, high)
+    lists = _as_int32(ranks)
+    columns = min(k1 + rule.extra, lists.shape[1])
+    reciprocity = (columns, columns, min(round(k1 / 2) + 1, columns))
+    weights = _weights(op, features, lists, reciprocity, space, rule.half)
+    if k2 != 1:
+        near = k2 if rule.extra else min(k2, k1)
+        weights = _average(op, lists, min(near, lists.shape[1]), weights, rule.half)
+    return _Encoded(weights, _transpose(op, weights), space)
+
+
+def _encode_cameras(
+    op: str, features: Any, cameras: Any, intra_k: Sequence[int], inter_k: Sequence[int]
+) -> _Encoded:
+    module, _ = _native.floor(features)
+    module.cameras_check(op, features, cameras, *intra_k, *inter_k)
+    _squared_norms(op, "features", features)
+    xp = _native.namespace(features)
+    sizes = intra_k[0] + 1, inter_k[0] + 1
+    intra, inter = _camera_lists(features, cameras, max(*sizes, intra_k[1], inter_k[1]))
+
+    def joined(first, second):
+        return _as_int32(xp.concatenate([intra[:, :first], inter[:, :second]], 1))
+
+    space = (None, None, None)
+    weights = _weights(op, features, joined(*sizes), (sum(sizes), sizes[0], 0), space, False)
+    weights = _average(op, joined(intra_k[1], inter_k[1]), intra_k[1] + inter_k[1], weights, False)
+    return _Encoded(weights, _transpose(op, weights), space)
+
+
+def _columns(rule: _Variant, k1: int, k2: int) -> int:
+    """Neighbours that a list must hold."""
+    return max(k1 + 1, k2) if rule.extra else k1
+
+
+def _weights(
+    op: str, features: Any, lists: Any, reciprocity: tuple, space: tuple, half: bool
+) -> tuple:
+    module, stream = _native.floor(features)
+    words = module.mask_words(reciprocity[0], reciprocity[2])
+    masks = _native.empty(features, (features.shape[0], words), "int32")
+    module.reciprocal(op, lists, *reciprocity, masks, stream)
+    scratch = _native.scratch(features)
+
+    def write(sink):
+        module.expand(op, lists, *reciprocity, masks, sink, scratch, stream)
+
+    sets = _two_passes(features, write)
+    module.jaccard_weights(op, features, *space, half, sets, sets[2], stream)
+    return sets
+
+
+def _average(op: str, lists: Any, columns: int, weights: tuple, half: bool) -> tuple:
+    module, stream = _native.floor(lists)
+
+    def write(sink):
+        module.average(op, lists, columns, weights, half, sink, stream)
+
+    return _two_passes(lists, write)
+
+
+def _transpose(op: str, weights: tuple) -> tuple:
+    starts, ids, values = weights
+    module, stream = _native.floor(starts)
+    transposed = (
+        _native.empty(starts, tuple(starts.shape), "int64"),
+        _native.empty(starts, tuple(ids.shape), "int32"),
+        _native.empty(starts, tuple(values.shape), "float32"),
+    )
+    module.transpose(op, weights, len(ids), transposed, _native.scratch(starts), stream)
+    return transposed
+
+
+def _two_passes(like: Any, write: Any, slots: int = 0) -> tuple[Any, Any, Any]:
+    """(starts, ids, values) of rows that `write` first counts, then writes; their total is waited for. Up to
+    `slots` entries of each row are kept from one call to the next."""
+    size = like.shape[0]
+    counts = _native.empty(like, (size,), "int32")
+    kept = (
+        _native.empty(like, (size, slots), "int32"),
+        _native.empty(like, (size, slots), "float32"),
+    )
+    write((counts, None, None, None, *kept))
+    starts = _native.empty(like, (size + 1,), "int64")
+    starts[:1] = 0
+    starts[1:] = counts.cumsum(0)
+    total = int(starts[-1])
+    ids = _native.empty(like, (total,), "int32")
+    values = _native.empty(like, (total,), "float32")
+    write((None, starts, ids, values, *kept))
+    return starts, ids, values

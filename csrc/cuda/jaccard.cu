@@ -22,6 +22,7 @@ namespace pyreid {
 namespace {
 
 constexpr int kThreads = 128, kWarps = kThreads / 32;
+constexpr int kBlocks = 8;  // of an SM, at least: leaves 64 registers to kernels that need over 40
 constexpr int kSharedIds = 1024;     // of a warp: 16 KiB a block
 constexpr int kScratchWarps = 2048;  // warps that share out the rows where sets are in scratch
 #ifdef PYREID_EMULATED
@@ -205,7 +206,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     weights_kernel(const T* __restrict__ features,  // [rows, dim]
                    int64_t dim, const DistanceTerms distances, bool half, const SparseRows sets,
                    float* __restrict__ values) {  // [entries]
@@ -372,7 +373,7 @@ __device__ void emit(const Row& row, const SparseRows& lists, int64_t index,
 }
 
 template <bool kHalf>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     average_kernel(const RankLists lists, int64_t columns, const SparseRows weights,
                    const SparseSink means) {
   const Mean<kHalf> row(lists, columns, blockIdx.x);
@@ -380,7 +381,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <bool kHalf>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     jaccard_rows_kernel(const SparseRows weights, const SparseRows transposed, const MinSum rule,
                         const SparseSink graph) {
   const SharedWeight<kHalf> row(weights, rule, blockIdx.x);
@@ -388,7 +389,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <bool kHalf>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     jaccard_block_kernel(const SparseRows weights, const SparseRows transposed, const MinSum rule,
                          int64_t column, int64_t columns,
                          float* __restrict__ distances) {  // [rows, columns]

@@ -100,7 +100,8 @@ def jaccard_distance(
     intra_k: tuple[int, int] = (5, 2),
     inter_k: tuple[int, int] = (20, 4),
 ) -> Array:
-    """The distances of `jaccard_graph` as a dense (N, N) float32 array; pairs that share nothing are at 1."""
+    """The distances of `jaccard_graph`, by the same arguments, as a dense (N, N) float32 array. Pairs that
+    share nothing are at 1."""
     return _distance(features, k1, k2, variant, ranks, cameras, intra_k, inter_k)
 
 

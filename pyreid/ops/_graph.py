@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
+from pyreid import _native
 
 
 class Graph(NamedTuple):
@@ -19,11 +19,5 @@ class Graph(NamedTuple):
         """As a scipy.sparse.csr_matrix. An entry with distance 0 stays an entry."""
         from scipy.sparse import csr_matrix
 
-        parts = [_to_numpy(x) for x in (self.distances, self.indices, self.indptr)]
+        parts = [_native.to_numpy(x) for x in (self.distances, self.indices, self.indptr)]
         return csr_matrix(tuple(parts), shape=self.shape)
-
-
-def _to_numpy(array: Any) -> np.ndarray:
-    if isinstance(array, np.ndarray):
-        return array
-    return array.cpu().numpy() if hasattr(array, "cpu") else array.get()

@@ -25,8 +25,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo = commands.add_parser("demo", help="the ops at work on made-up data, on the CPU")
     demo.set_defaults(run=_demo)
 
+    cluster = commands.add_parser("cluster", help="pseudo labels of a file of features")
+    cluster.add_argument("features", metavar="FEATURES", help=".npy, .npz, .pt or .mat")
+    _add_output(cluster, "LABELS")
+    _add_key(cluster, "--key", "the features")
+    _add_key(cluster, "--cameras-key", "the cameras, for --variant ca-jaccard")
+    _add_key(cluster, "--ids-key", "the true ids, to compare the clusters with")
+    _add_sets(cluster, k1=30, variant="spcl")
+    cluster.add_argument(
+        "--eps", type=_numbers, default=(0.6,), help="in (0, 1], or several: 0.4,0.5 (default: 0.6)"
+    )
+    cluster.add_argument("--min-samples", type=int, default=4, help="default: %(default)s")
+    cluster.set_defaults(run=_on_files)
+
+    rerank = commands.add_parser("rerank", help="re-ranked distances of two files of features")
+    rerank.add_argument("queries", metavar="QUERIES", help=".npy, .npz, .pt or .mat")
+    rerank.add_argument("gallery", metavar="GALLERY", help="likewise; may be the same file")
+    _add_output(rerank, "DISTANCES")
+    _add_key(rerank, "--queries-key", "the features of the queries")
+    _add_key(rerank, "--gallery-key", "the features of the gallery")
+    _add_sets(rerank, k1=20, variant="zhong")
+    rerank.add_argument(
+        "--lambda",
+        dest="lambda_value",
+        type=float,
+        default=0.3,
+        help="weight of the distance itself, in [0, 1] (default: %(default)s)",
+    )
+    rerank.set_defaults(run=_on_files)
+
     arguments = parser.parse_args(argv)
     return arguments.run(arguments)
+
+
+def _add_output(parser, metavar) -> None:
+    parser.add_argument("-o", "--output", metavar=metavar, required=True, help=".npy or .npz")
+
+
+def _add_key(parser, flag, what) -> None:
+    parser.add_argument(flag, metavar="NAME", help=f"the array in the file that holds {what}")
+
+
+def _add_sets(parser, *, k1, variant) -> None:
+    parser.add_argument("--k1", type=int, default=k1, help="default: %(default)s")
+    parser.add_argument("--k2", type=int, default=6, help="default: %(default)s")
+    parser.add_argument(
+        "--variant", default=variant, help="see help(ops.jaccard_graph) (default: %(default)s)"
+    )
+    parser.add_argument("--normalize", action="store_true", help="make rows unit length first")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be numbers with commas between them, got {text!r}"
+        ) from None
 
 
 def _info(arguments) -> int:
@@ -52,6 +108,16 @@ def _demo(arguments) -> int:
     from pyreid import demo
 
     return demo.main()
+
+
+def _on_files(arguments) -> int:
+    from pyreid import commands
+
+    try:
+        return getattr(commands, arguments.command)(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"pyreid {arguments.command}: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -19,7 +19,10 @@ ROOMS = [
 OPS = sorted(path.stem for path in (ROOT / "pyreid/ops").glob("[!_]*.py"))
 
 # What a module may import of pyreid: only what stands further right.
-FLOORS = ["cli", "demo", "train", "methods", "losses", "memory", "ops", "_native", "_build"]
+FLOORS = [
+    *("cli", "commands", "demo", "train", "methods", "losses", "memory", "files", "ops"),
+    *("_native", "_build"),
+]
 BESIDE = {"info": {"_native", "_build", "_driver"}, "_driver": set(), "reference": set()}
 
 

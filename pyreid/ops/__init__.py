@@ -1,6 +1,7 @@
 """The ops. Each takes torch tensors, CuPy or NumPy arrays, and returns what it was given."""
 
 from pyreid.ops._graph import Graph
+from pyreid.ops._labels import LabelStats, pseudo_labels
 from pyreid.ops.bank_cross_entropy import bank_cross_entropy
 from pyreid.ops.class_means import Means, class_means
 from pyreid.ops.dbscan import Overlap, cluster_overlap, dbscan, mean_smallest
@@ -13,6 +14,7 @@ from pyreid.ops.set_contrast import set_contrast
 
 __all__ = [
     "Graph",
+    "LabelStats",
     "Means",
     "Mined",
     "Neighbours",
@@ -29,6 +31,7 @@ __all__ = [
     "mean_smallest",
     "memory_update_",
     "mine_negatives",
+    "pseudo_labels",
     "rerank",
     "sample_rows",
     "set_contrast",

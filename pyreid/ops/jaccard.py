@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -193,9 +193,25 @@ def jaccard_graph(
     k2 = 6 neighbours and nothing else are at 0.5, say. On CUDA the call waits for the device three times, to
     learn how much memory comes next. No gradient.
     """
+    return _graph(features, k1, k2, max_distance, variant, ranks, cameras, intra_k, inter_k)
+
+
+def _graph(
+    features: Any,
+    k1: int,
+    k2: int,
+    max_distance: float | None,
+    variant: str,
+    ranks: Any,
+    cameras: Any,
+    intra_k: Sequence[int],
+    inter_k: Sequence[int],
+    listed: Callable[[Any], object] | None = None,
+) -> Graph:
+    """`listed` is called with the neighbour lists as soon as they are there."""
     op = "jaccard_graph"
     rule, encoded = _checked(
-        op, features, k1, k2, max_distance, variant, ranks, cameras, intra_k, inter_k
+        op, features, k1, k2, max_distance, variant, ranks, cameras, intra_k, inter_k, listed
     )
     module, stream = _native.floor(features)
     settings = (max_distance, rule.clip, rule.half)
@@ -302,6 +318,7 @@ def _checked(
     cameras: Any,
     intra_k: Sequence[int],
     inter_k: Sequence[int],
+    listed: Callable[[Any], object] | None = None,
 ) -> tuple[_Variant, _Encoded]:
     rule = _rule(op, variant)
     module, _ = _native.floor(features)
@@ -311,10 +328,10 @@ def _checked(
         must, got = ("be given", "None") if by_camera else ("be None", "an array")
         raise ValueError(f"{op}: cameras must {must} for variant {variant!r}, got {got}")
     if not by_camera:
-        return rule, _encode(op, features, k1, k2, rule, ranks)
+        return rule, _encode(op, features, k1, k2, rule, ranks, listed)
     if ranks is not None:
         raise ValueError(f"{op}: ranks must be None for variant {variant!r}, got an array")
-    return rule, _encode_cameras(op, features, cameras, intra_k, inter_k)
+    return rule, _encode_cameras(op, features, cameras, intra_k, inter_k, listed)
 
 
 # --- neighbour lists ------------------------------------------------------------------------------
@@ -404,7 +421,13 @@ def _as_int32(array: Any) -> Any:
 
 
 def _encode(
-    op: str, features: Any, k1: int, k2: int, rule: _Variant, ranks: Any = None
+    op: str,
+    features: Any,
+    k1: int,
+    k2: int,
+    rule: _Variant,
+    ranks: Any = None,
+    listed: Callable[[Any], object] | None = None,
 ) -> _Encoded:
     """By all variants but the one with cameras."""
     norms = _squared_norms(op, "features", features)
@@ -418,6 +441,8 @@ def _encode(
         ranks = found if ranks is None else ranks
     space = (norms if rule.squared else None, low, high)
     lists = _as_int32(ranks)
+    if listed is not None:
+        listed(lists)
     columns = min(k1 + rule.extra, lists.shape[1])
     reciprocity = (columns, columns, min(round(k1 / 2) + 1, columns))
     weights = _weights(op, features, lists, reciprocity, space, rule.half)
@@ -428,7 +453,12 @@ def _encode(
 
 
 def _encode_cameras(
-    op: str, features: Any, cameras: Any, intra_k: Sequence[int], inter_k: Sequence[int]
+    op: str,
+    features: Any,
+    cameras: Any,
+    intra_k: Sequence[int],
+    inter_k: Sequence[int],
+    listed: Callable[[Any], object] | None,
 ) -> _Encoded:
     module, _ = _native.floor(features)
     module.cameras_check(op, features, cameras, *intra_k, *inter_k)
@@ -436,6 +466,8 @@ def _encode_cameras(
     xp = _native.namespace(features)
     sizes = intra_k[0] + 1, inter_k[0] + 1
     intra, inter = _camera_lists(features, cameras, max(*sizes, intra_k[1], inter_k[1]))
+    if listed is not None:
+        listed(inter)
 
     def joined(first, second):
         return _as_int32(xp.concatenate([intra[:, :first], inter[:, :second]], 1))

@@ -14,8 +14,10 @@ namespace pyreid {
 namespace {
 
 BestKeys best_of(const MineState& state, int64_t query) {
-  return {state.keep, state.capacity, state.candidates + query * state.capacity,
-          state.thresholds[query], state.counts[query]};
+  // Full early, selected early: the sooner there is a bound, the fewer candidates pass it.
+  const int64_t room = std::min(state.capacity, state.keep + std::max<int64_t>(state.keep, 128));
+  return {state.keep, room, state.candidates + query * state.capacity, state.thresholds[query],
+          state.counts[query]};
 }
 
 struct Rules {

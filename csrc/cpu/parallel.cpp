@@ -1,11 +1,14 @@
 #include "cpu/parallel.h"
 
+#include <dlfcn.h>
+#include <link.h>
 #include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -32,6 +35,28 @@ struct Loop {
     }
   }
 };
+
+// The OpenMP team of the process, where there is one already (torch brings it). Its threads spin
+// for milliseconds after each of torch's own loops: threads of ours would wait for their cores
+// meanwhile, but as part of the team they start at once. Looked up in the loaded library, never
+// linked to.
+using StartTeam = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+int find_openmp(dl_phdr_info* info, size_t, void* found) {
+  const char* const path = info->dlpi_name;
+  if (std::strstr(path, "libgomp") == nullptr && std::strstr(path, "libiomp5") == nullptr) return 0;
+  void* const library = dlopen(path, RTLD_NOLOAD | RTLD_LAZY);
+  if (library == nullptr) return 0;
+  void* const start = dlsym(library, "GOMP_parallel");
+  *static_cast<StartTeam*>(found) = reinterpret_cast<StartTeam>(start);
+  return start != nullptr;
+}
+
+StartTeam openmp_team() {
+  StartTeam start = nullptr;
+  dl_iterate_phdr(find_openmp, &start);
+  return start;
+}
 
 class Pool {
  public:
@@ -125,18 +150,18 @@ int default_threads() {
 std::atomic<int> wanted_threads{0};
 std::mutex pool_mutex;
 Pool* pool = nullptr;  // never destroyed: its threads may outlive static destructors
+std::atomic<bool> forked{false};
 thread_local bool inside = false;
 
 // A forked child has none of the parent's threads; whatever it inherits of the pool is left alone.
 void forget_pool() {
   pool = nullptr;
+  forked = true;
   new (&pool_mutex) std::mutex;
 }
 
 Pool* acquire_pool(int workers) {
   const std::lock_guard<std::mutex> lock(pool_mutex);
-  static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
-  (void)registered;
   if (pool == nullptr || pool->workers() != workers) {
     if (pool != nullptr) {
       if (!pool->try_acquire()) return nullptr;
@@ -160,17 +185,33 @@ void set_num_threads(int threads) { wanted_threads = std::max(1, threads); }
 void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
   if (count <= 0) return;
   const int threads = num_threads();
-  Pool* const crew = threads > 1 && count > grain && !inside ? acquire_pool(threads - 1) : nullptr;
-  if (crew == nullptr) return body(0, count);
+  static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
+  (void)registered;
+  static const StartTeam start_team = openmp_team();
+  const bool alone = threads == 1 || count <= grain || inside;
+  // A team does not survive a fork; a forked child would wait for it for ever.
+  const bool team = start_team != nullptr && !forked;
+  Pool* const crew = alone || team ? nullptr : acquire_pool(threads - 1);
+  if (alone || (crew == nullptr && !team)) return body(0, count);
   Loop loop;
   loop.body = &body;
   loop.count = count;
   // Four pieces a thread even out uneven items.
   loop.piece = std::max(grain, (count + 4 * threads - 1) / (4 * threads));
-  inside = true;
-  crew->run(loop);
-  inside = false;
-  crew->release();
+  if (team) {
+    start_team(
+        [](void* data) {
+          inside = true;
+          static_cast<Loop*>(data)->work();
+          inside = false;
+        },
+        &loop, unsigned(threads), 0);
+  } else {
+    inside = true;
+    crew->run(loop);
+    inside = false;
+    crew->release();
+  }
   if (loop.failure) std::rethrow_exception(loop.failure);
 }
 

@@ -1,7 +1,8 @@
 // A loop over independent items, shared out to a pool of threads.
 //
-// Own threads rather than OpenMP: the package then brings no second OpenMP runtime beside torch's,
-// and a process that forks (a data loader's workers) gets a fresh pool instead of a hang.
+// On the OpenMP team that torch has brought into the process, else on threads of our own: the
+// package brings no second OpenMP runtime, and a process that forks (a data loader's workers) gets
+// a fresh pool instead of a hang.
 #pragma once
 
 #include <cstdint>

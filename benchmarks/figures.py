@@ -9,12 +9,15 @@ BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
 
 
 def duration(seconds):
-    return f"{seconds * 1e6:.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:.3g} ms"
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} us"
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
 def table(results):
     machine = results["machine"]
-    yield f"`pyreid bench` on {machine['processor']}, {machine['threads']} threads, torch {machine['torch']}:"
+    where = f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}"
+    yield f"`pyreid bench --quick` on {where}:"
     yield ""
     yield "| op | size | ours | otherwise | ratio |"
     yield "|---|---|---|---|---|"

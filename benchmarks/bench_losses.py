@@ -38,7 +38,34 @@ def ice(device, *, batch, proxies, dim=2048, cameras=6):
         _, _, features, targets, seen_by, contrast = state
         return gradient(lambda x: contrast(x, targets, seen_by), features)
 
+    def camera_loss(similarities, labels, targets):
+        """Of the images of one camera, one after another."""
+        part = 0.0
+        for similarity, target in zip(similarities, targets, strict=True):
+            positive = torch.nonzero(labels == target)[:, 0]
+            masked = similarity.detach().clone()
+            masked[positive] = -10000.0
+            hardest = torch.sort(masked).indices[-50:]
+            logits = torch.cat([similarity[positive], similarity[hardest]]) / 0.07
+            part = part - F.log_softmax(logits, dim=0)[: len(positive)].mean()
+        return 0.5 * part / len(targets)
+
     def loop(state):
+        """As released: the product, too, is taken camera by camera."""
+        bank, labels, features, targets, seen_by, _ = state
+
+        def loss(x):
+            total = 0.0
+            for camera in seen_by.unique():
+                members = torch.nonzero(seen_by == camera)[:, 0]
+                similarities = F.normalize(x[members]) @ bank.T
+                total = total + camera_loss(similarities, labels, targets[members])
+            return total
+
+        return gradient(loss, features)
+
+    def one_product(state):
+        """With one product for the batch, which the released code could have had."""
         bank, labels, features, targets, seen_by, _ = state
 
         def loss(x):
@@ -46,15 +73,7 @@ def ice(device, *, batch, proxies, dim=2048, cameras=6):
             total = 0.0
             for camera in seen_by.unique():
                 members = torch.nonzero(seen_by == camera)[:, 0]
-                part = 0.0
-                for i in members:
-                    positive = torch.nonzero(labels == targets[i])[:, 0]
-                    masked = similarities[i].detach().clone()
-                    masked[positive] = -10000.0
-                    hardest = torch.sort(masked).indices[-50:]
-                    logits = torch.cat([similarities[i][positive], similarities[i][hardest]]) / 0.07
-                    part = part - F.log_softmax(logits, dim=0)[: len(positive)].mean()
-                total = total + 0.5 * part / len(members)
+                total = total + camera_loss(similarities[members], labels, targets[members])
             return total
 
         return gradient(loss, features)
@@ -65,7 +84,7 @@ def ice(device, *, batch, proxies, dim=2048, cameras=6):
         device=device,
         make=make,
         ours=ours,
-        baselines={"loop per sample": loop},
+        baselines={"loop per sample": loop, "its product once": one_product},
         bytes=4 * dim * (proxies + 2 * batch),
         flops=2 * batch * proxies * dim,
     )

@@ -75,6 +75,21 @@ def test_matches_reference(library, small_panels, batch, size, dim, k):
         np.testing.assert_array_equal(rows, expected)
 
 
+@pytest.mark.parametrize("dim", [1, 64, 2048])
+def test_a_whole_data_set(dim):
+    queries, bank, rules = problem(256, 12936, dim)
+    q, b = torch.from_numpy(queries), torch.from_numpy(bank)
+    scores, rows = ops.mine_negatives(q, b, 50)
+    exact = q.double() @ b.double().T
+    torch.testing.assert_close(scores.double(), exact.topk(50).values, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores.double(), exact.gather(1, rows), rtol=0, atol=1e-5)
+    groups = {name: torch.from_numpy(rules[name]) for name in ("query_groups", "bank_groups")}
+    same = groups["query_groups"][:, None] == groups["bank_groups"]
+    allowed = exact.masked_fill(same & (groups["query_groups"] >= 0)[:, None], -torch.inf)
+    found = ops.mine_negatives(q, b, 50, **groups).scores
+    torch.testing.assert_close(found.double(), allowed.topk(50).values, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("value", [1.0, 0.0, -1.0])
 def test_all_scores_tie(library, small_panels, value):
     bank = np.full((1000, 4), value, np.float32)

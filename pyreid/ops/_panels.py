@@ -41,27 +41,20 @@ def product(queries: Any, panel: Any, *, precision: str = "exact") -> Any:
         module.product(queries, panel, scores, stream)
         return scores
     if not _native.is_torch(queries):
-        return queries @ widened(panel).T
+        return queries @ _native.widened_half(panel).T
     with _plain_float32(queries, precision):
         if precision == "fast" and queries.is_cuda and panel.dtype != torch.float32:
             return (queries.to(panel.dtype) @ panel.T).float()
-        return queries @ widened(panel).T
+        return queries @ _native.widened_half(panel).T
 
 
 def accumulate(total: Any, weights: Any, panel: Any) -> None:
     """total (B, D) += weights (B, P) @ panel (P, D), in float32; all of one library."""
     if not _native.is_torch(total):
-        total += weights @ widened(panel)
+        total += weights @ _native.widened_half(panel)
         return
     with _plain_float32(total, "exact"):
-        total.addmm_(weights, widened(panel))
-
-
-def widened(array: Any) -> Any:
-    """As float32; itself if it is."""
-    if _is_float32(array):
-        return array
-    return array.float() if _native.is_torch(array) else array.astype("float32")
+        total.addmm_(weights, _native.widened_half(panel))
 
 
 def _is_float32(array: Any) -> bool:

@@ -90,7 +90,7 @@ def _forward(
         if _native.checks_values(targets):
             _check_labels(targets, target_columns)
 
-    wide = _panels.widened(queries)
+    wide = _native.widened_half(queries)
     if label_smoothing > 0:
         wide = _with_a_row_of_zeros(wide)  # it weighs all columns alike
     running = _native.empty(queries, (wide.shape[0], _RUNNING), "float32")

@@ -270,7 +270,7 @@ def _rerank_forward(
     mixed *= 1 - lambda_value
     for begin in range(0, count, _QUERIES):
         some = slice(begin, min(begin + _QUERIES, count))
-        wide = _panels.widened(union[some])
+        wide = _native.widened_half(union[some])
         for first, panel in _panels.panels(len(wide), gallery):
             near = _panels.product(wide, panel)
             near *= -2
@@ -363,7 +363,7 @@ def _search(
     xp = _native.namespace(features)
     for begin in range(0, batch, _QUERIES):
         some = slice(begin, min(begin + _QUERIES, batch))
-        wide = _panels.widened(queries[some])
+        wide = _native.widened_half(queries[some])
         rules = (None, None if groups is None else groups[some], groups, None, None, 0.0)
         state = (
             _native.empty(features, (len(wide), k + max(k, 1024)), "int64"),

@@ -96,7 +96,7 @@ def _mine_forward(
         _native.empty(bank, (batch,), "int32"),
     )
     rules = (self_rows, *groups, *cameras, camera_penalty)
-    wide = _panels.widened(queries)
+    wide = _native.widened_half(queries)
     for first, panel in _panels.panels(batch, bank):
         scores = _panels.product(wide, panel, precision=precision)
         module.mine_panel(scores, first, *rules, *state, keep, stream)

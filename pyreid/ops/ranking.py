@@ -99,7 +99,7 @@ def _blocks(count: int, size: int, like: Any) -> Iterator[slice]:
 
 def _products(queries: Any, gallery: Any) -> Any:
     """(B, G) float32, the gallery in pieces only where it must be widened: a piece at a time."""
-    queries = _panels.widened(queries)
+    queries = _native.widened_half(queries)
     pieces = _panels.panels(1, gallery)
     first, piece = next(pieces)
     if len(piece) == len(gallery):

@@ -79,8 +79,9 @@ def mean_smallest(graph_or_distance: Any, fraction: float) -> float:
 
     Args:
         graph_or_distance: as for `dbscan`, in float32. Pairs of a graph that are not stored are at distance
-            1 and count among the M; stored zeros do not. If a graph was cut at a `max_distance` (an
-            attribute it carries), what was kept has to suffice.
+            1 and count among the M; stored zeros do not. So give `jaccard_graph` no `max_distance`: its
+            Graph does not carry one, and pairs that were cut would count as 1. A graph with an attribute
+            `max_distance` is refused where what was kept does not suffice.
         fraction: in (0, 1], such that at least one distance is taken.
 
     Selects instead of sorting; adds in float64, in an order that does not depend on the number of threads.

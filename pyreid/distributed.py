@@ -75,6 +75,10 @@ def copy_from_first_(tensors: Iterable[torch.Tensor]) -> None:
             dist.broadcast(tensor.detach(), src=0)
 
 
-def barrier() -> None:
-    if world_size() > 1:
-        dist.barrier()
+def any_of(flag: bool) -> bool:
+    """Whether `flag` is set on any process."""
+    if world_size() == 1:
+        return flag
+    flags: list[bool] = [False] * world_size()
+    dist.all_gather_object(flags, flag)
+    return any(flags)

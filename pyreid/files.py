@@ -1,10 +1,12 @@
-"""Feature files: .npy, .npz, .pt and .mat in, .npy and .npz out."""
+"""Feature files: .npy, .npz, .pt and .mat in, .npy and .npz out; and files that are whole or not there."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +110,23 @@ def check_output(path: Path) -> None:
 
 
 def write(path: Path, name: str, array: np.ndarray, **more: Any) -> None:
-    """`array` as .npy; or as .npz under `name`, `more` beside it. What was at `path` stays until all of the
-    new file is on disk."""
+    """`array` as .npy; or as .npz under `name`, `more` beside it."""
     check_output(path)
-    unfinished = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     arrays: dict[str, Any] = {name: array, **more}
+    with replacing(path) as file:
+        if path.suffix.lower() == ".npy":
+            np.save(file, array)
+        else:
+            np.savez(file, **arrays)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Any]:
+    """A binary file to write to. What was at `path` stays until all of the new file is on disk."""
+    unfinished = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
         with open(unfinished, "xb") as file:
-            if path.suffix.lower() == ".npy":
-                np.save(file, array)
-            else:
-                np.savez(file, **arrays)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)

@@ -111,10 +111,10 @@ def _demo(arguments) -> int:
 
 
 def _on_files(arguments) -> int:
-    from pyreid import commands
+    from pyreid.commands import features
 
     try:
-        return getattr(commands, arguments.command)(arguments)
+        return getattr(features, arguments.command)(arguments)
     except (ValueError, OSError, ImportError) as error:
         print(f"pyreid {arguments.command}: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,1 @@
+"""What the commands do; `pyreid.cli` is what they look like."""

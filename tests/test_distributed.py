@@ -24,7 +24,7 @@ def work(rank, place, results):
             "rank": distributed.rank(),
             "rows": distributed.gather_rows(rows).tolist(),
             "equal": distributed.gather_rows(first + rank, equal=True).tolist(),
-            "mean": mean.tolist() + [whole.tolist()],
+            "mean": [*mean.tolist(), whole.tolist()],
             "first": first.tolist(),
             "any": (distributed.any_of(rank == 2), distributed.any_of(False)),
             "share": list(distributed.share(7)),
@@ -64,4 +64,5 @@ def test_one_process_shares_with_nobody():
     assert torch.equal(rows, torch.ones(2, 3))
     assert list(distributed.share(5)) == [0, 1, 2, 3, 4]
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
-    assert distributed.any_of(True) and not distributed.any_of(False)
+    assert distributed.any_of(True)
+    assert not distributed.any_of(False)

@@ -30,9 +30,9 @@ def parse(*flags):
 
 def test_flags():
     assert parse() == Config()
-    flags = ["--count", "4", "--rate", "1e-3", "--name", "b", "--kind", "y", "--quick", "--limit", "7", "--levels", "0.1,0.2"]
+    flags = "--count 4 --rate 1e-3 --name b --kind y --quick --limit 7 --levels 0.1,0.2"
     expected = Config(4, 1e-3, "b", "y", True, 7, (0.1, 0.2))
-    assert parse(*flags) == expected
+    assert parse(*flags.split()) == expected
     assert parse("--limit", "none", "--no-quick") == Config()
 
 

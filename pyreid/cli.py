@@ -6,6 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+# Commands with options of their own, made from dataclasses that take a while to import.
+_TRAINING = {
+    "train": "an encoder learns from images without labels",
+    "eval": "how well an encoder finds people again",
+    "extract": "features of images, to a file",
+    "visualize": "ranked lists, curves, clusters and maps, as pictures",
+    "synth": "made-up people, as a data set on disk",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="pyreid", description=__doc__)
@@ -22,8 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
     bench.set_defaults(run=_bench)
 
-    demo = commands.add_parser("demo", help="the ops at work on made-up data, on the CPU")
+    demo = commands.add_parser("demo", help="train on made-up people, on the CPU, in minutes")
+    demo.add_argument(
+        "-o", "--output", metavar="DIR", default="runs/demo", help="default: %(default)s"
+    )
     demo.set_defaults(run=_demo)
+
+    for name, text in _TRAINING.items():
+        commands.add_parser(name, help=text, add_help=False)
 
     cluster = commands.add_parser("cluster", help="pseudo labels of a file of features")
     cluster.add_argument("features", metavar="FEATURES", help=".npy, .npz, .pt or .mat")
@@ -54,7 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     rerank.set_defaults(run=_on_files)
 
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.command in _TRAINING:
+        return _train(arguments.command, rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return arguments.run(arguments)
 
 
@@ -107,7 +126,16 @@ def _bench(arguments) -> int:
 def _demo(arguments) -> int:
     from pyreid import demo
 
-    return demo.main()
+    return demo.main(arguments.output)
+
+
+def _train(command, rest) -> int:
+    try:
+        from pyreid.commands import training
+    except ImportError as error:
+        print(f"pyreid {command}: {error}; pip install 'pyreid[train]'", file=sys.stderr)
+        return 2
+    return training.main(command, rest)
 
 
 def _on_files(arguments) -> int:

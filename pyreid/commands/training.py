@@ -1,0 +1,328 @@
+"""`pyreid train`, `eval`, `extract`, `visualize`, `synth`: a network learns, is judged and looked at."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pyreid import distributed, evaluation, files, models, options, people, report, train
+from pyreid.data import ReidData, open_csv, open_data, open_folder
+from pyreid.methods import METHODS
+from pyreid.options import option
+from pyreid.progress import Progress
+
+_INTERRUPTED = 130  # as shells have it
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The encoder and what it begins with."""
+
+    encoder: str = option(
+        "resnet50", "resnet18, resnet34, resnet50, their _ibn_a, small, or timm:NAME"
+    )
+    pooling: Literal["average", "gem"] = option("average", "of the last map")
+    embedding: int = option(0, "features of a linear layer behind the pooling; 0: no such layer")
+    norm_group: int | None = option(None, "images whose statistics a batch norm shares; none: all")
+    weights: str = option("imagenet", "a file to begin with; imagenet (is downloaded), or random")
+
+    def build(self) -> torch.nn.Module:
+        return models.build_encoder(
+            self.encoder,
+            pooling=self.pooling,
+            embedding=self.embedding,
+            norm_group=self.norm_group,
+            weights=None if self.weights == "random" else self.weights,
+        )
+
+
+def main(command: str, argv: list[str]) -> int:
+    try:
+        return {
+            "train": _train,
+            "eval": _eval,
+            "extract": _extract,
+            "visualize": _visualize,
+            "synth": _synth,
+        }[command](argv)
+    except KeyboardInterrupt:
+        print(f"pyreid {command}: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except (ValueError, OSError, ImportError) as error:
+        print(f"pyreid {command}: {error}", file=sys.stderr)
+        return 2
+
+
+# --- train
+
+
+def _train(argv: list[str]) -> int:
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--method", choices=list(METHODS))
+    first.add_argument("--config", type=Path)
+    known, _ = first.parse_known_args(argv)
+    settings = {} if known.config is None else options.read(known.config)
+    name = known.method or settings.get("method_name", "ice")
+    if name not in METHODS:
+        raise ValueError(
+            f"{known.config}: method_name must be one of {', '.join(METHODS)}, got {name!r}"
+        )
+    method = METHODS[name]
+
+    parser = argparse.ArgumentParser(
+        prog="pyreid train",
+        description="Train an encoder on images that nobody has labelled.",
+        epilog="Options of other methods: pyreid train --method NAME --help",
+    )
+    parser.add_argument(
+        "--method", choices=list(METHODS), default=name, help="default: %(default)s"
+    )
+    parser.add_argument("--config", metavar="FILE", help="options from a config.json; flags win")
+    parser.add_argument("--preset", metavar="DATA", help="the released options for a data set")
+    parser.add_argument("-o", "--output", metavar="DIR", help="default: runs/METHOD-DATA")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    _add_data(parser, required=not settings.get("data"))
+    parser.add_argument("--test-data", metavar="DIR", help="evaluate on another data set")
+    options.add_arguments(parser, Network, "network")
+    options.add_arguments(parser, train.Training, "training")
+    options.add_arguments(parser, method.Config, f"{name}")
+    arguments = parser.parse_args(argv)
+
+    where = str(known.config)
+    config, training = method.Config(), dict(method.training)
+    if arguments.preset:
+        config, more = method.preset(arguments.preset)
+        training |= more
+    config = options.replace(config, settings.get("method", {}), where)
+    config = options.from_arguments(config, arguments)
+    trained = options.replace(train.Training(**training), settings.get("training", {}), where)
+    trained = options.from_arguments(trained, arguments)
+    network = options.replace(Network(), settings.get("network", {}), where)
+    network = options.from_arguments(network, arguments)
+    source = _source(arguments) or settings["data"]
+
+    _join_processes(trained.device)
+    data = _open(source, trained)
+    if arguments.test_data:
+        other = open_data(arguments.test_data)
+        data = dataclasses.replace(data, query=other.query, gallery=other.gallery)
+    output = Path(arguments.output or Path("runs") / f"{name}-{data.name}")
+    if distributed.rank() == 0:
+        print(data.summary(), flush=True)
+    torch.manual_seed(trained.seed)
+    result = train.fit(
+        config,
+        network.build(),
+        data,
+        trained,
+        output=output,
+        resume=arguments.resume,
+        settings={"method_name": name, "network": options.to_dict(network), "data": source},
+    )
+    if distributed.rank() == 0:
+        _conclude(result, data, trained, output)
+    return _INTERRUPTED if result.stopped else 0
+
+
+def _join_processes(device: str) -> None:
+    """One of several processes, where torchrun has started it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_distributed():
+        cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+        torch.distributed.init_process_group("nccl" if cuda else "gloo")
+
+
+def _conclude(result: train.Result, data: ReidData, training: train.Training, output: Path) -> None:
+    if result.evaluation is not None:
+        print(result.evaluation.summary())
+    if result.stopped:
+        print(f"interrupted; go on with: pyreid train --resume --config {output / 'config.json'}")
+    with Progress("report"):
+        page = report.of_run(output, result, data, training)
+    print(f"weights: {output / 'last.pt'}\nlabels:  {output / 'labels.csv'}\nreport:  {page}")
+
+
+# --- a trained network
+
+
+def _eval(argv: list[str]) -> int:
+    parser = _parser("eval", "How well a network finds the images of a person among others.")
+    parser.add_argument("--rerank", action="store_true", help="also after k-reciprocal re-ranking")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE")
+    arguments = parser.parse_args(argv)
+    encoder, training = _trained(arguments)
+    data = _open(_source(arguments), training)
+    print(data.summary(), flush=True)
+    found = evaluation.evaluate_data(
+        encoder, data, rerank=arguments.rerank, flip=training.flip, **_pass(training)
+    )
+    print(found.summary())
+    if arguments.json:
+        with files.replacing(Path(arguments.json)) as file:
+            file.write((json.dumps(found.to_dict(), indent=2) + "\n").encode())
+    return 0
+
+
+def _extract(argv: list[str]) -> int:
+    parser = _parser(
+        "extract", "Unit features of images, for `pyreid cluster`, `rerank` and others."
+    )
+    parser.add_argument("-o", "--output", metavar="FEATURES", required=True, help=".npy or .npz")
+    parser.add_argument("--subset", choices=["train", "query", "gallery"], default="train")
+    arguments = parser.parse_args(argv)
+    files.check_output(Path(arguments.output))
+    encoder, training = _trained(arguments)
+    data = _open(_source(arguments), training)
+    images = getattr(data, arguments.subset)
+    if images is None:
+        raise ValueError(f"--subset: {data.name} has no {arguments.subset} images")
+    with Progress("features", len(images), unit="images") as progress:
+        features = evaluation.extract(
+            encoder, images, flip=training.flip, progress=progress.advance, **_pass(training)
+        )
+    files.write(
+        Path(arguments.output),
+        "features",
+        features.cpu().numpy(),
+        names=images.names,
+        ids=images.ids,
+        cameras=images.cameras,
+    )
+    print(f"{len(images)} images, {features.shape[1]} features each: {arguments.output}")
+    return 0
+
+
+def _visualize(argv: list[str]) -> int:
+    parser = _parser(
+        "visualize", "Ranked lists, curves, clusters and maps of features, as pictures."
+    )
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="a folder for them")
+    arguments = parser.parse_args(argv)
+    encoder, training = _trained(arguments)
+    data = _open(_source(arguments), training)
+    page = report.of_encoder(Path(arguments.output), encoder, data, training)
+    print(f"report: {page}")
+    return 0
+
+
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"pyreid {command}", description=description)
+    parser.add_argument(
+        "weights", metavar="WEIGHTS", help="last.pt or best.pt of a run, or another's checkpoint"
+    )
+    _add_data(parser, required=True)
+    options.add_arguments(parser, Network, "network", skip=("weights",))
+    options.add_arguments(parser, train.Training, "passes", skip=_OF_LEARNING)
+    return parser
+
+
+_PASS = ("height", "width", "precision", "test_batch", "workers", "device", "channels_last", "flip")
+_OF_LEARNING = tuple(
+    field.name for field in dataclasses.fields(train.Training) if field.name not in _PASS
+)
+
+
+def _trained(arguments: argparse.Namespace) -> tuple[torch.nn.Module, train.Training]:
+    """The network of a file of weights, made as the config.json beside it has it, where there is one."""
+    path = Path(arguments.weights)
+    beside = path.parent / "config.json"
+    settings = options.read(beside) if beside.exists() else {}
+    network = options.replace(Network(), settings.get("network", {}), str(beside))
+    training = options.replace(train.Training(), settings.get("training", {}), str(beside))
+    network = options.from_arguments(network, argparse.Namespace(**_without_weights(arguments)))
+    training = options.from_arguments(training, arguments)
+    encoder = dataclasses.replace(network, weights="random").build()
+    loaded = models.load_weights(encoder, path)
+    print(loaded)
+    encoder.to(train.device_of(training.device))
+    return encoder.eval(), training
+
+
+def _without_weights(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(arguments).items() if name != "weights"}
+
+
+def _pass(training: train.Training) -> dict[str, Any]:
+    return {
+        "height": training.height,
+        "width": training.width,
+        "batch_size": training.test_batch,
+        "workers": training.workers,
+        "precision": training.precision,
+    }
+
+
+# --- images
+
+
+def _add_data(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    group = parser.add_argument_group("images, one of")
+    several = group.add_mutually_exclusive_group(required=required)
+    several.add_argument(
+        "--data", metavar="DIR", help="Market-1501, DukeMTMC-reID or MSMT17, as unpacked"
+    )
+    several.add_argument(
+        "--images", metavar="DIR", help="a folder of crops of people, no ids needed"
+    )
+    several.add_argument("--csv", metavar="FILE", help="a table with the columns path, id, camera")
+    several.add_argument("--people", type=int, metavar="N", help="N made-up people to train on")
+    group.add_argument(
+        "--camera-pattern", metavar="REGEX", help="with --images: its group is the camera in a path"
+    )
+    group.add_argument(
+        "--id-pattern", metavar="REGEX", help="with --images: likewise the person, to report on"
+    )
+
+
+def _source(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The images that were asked for, as config.json holds them."""
+    patterns = {
+        name: getattr(arguments, name)
+        for name in ("camera_pattern", "id_pattern")
+        if getattr(arguments, name)
+    }
+    if patterns and not arguments.images:
+        raise ValueError("--camera-pattern and --id-pattern: only with --images")
+    for kind in ("data", "images", "csv", "people"):
+        if (value := getattr(arguments, kind)) is not None:
+            return {kind: value if kind == "people" else os.path.abspath(value), **patterns}
+    return {}
+
+
+def _open(source: dict[str, Any], training: train.Training) -> ReidData:
+    if "data" in source:
+        return open_data(source["data"])
+    if "csv" in source:
+        return open_csv(source["csv"])
+    if "images" in source:
+        return open_folder(
+            source["images"],
+            camera=source.get("camera_pattern"),
+            identity=source.get("id_pattern"),
+        )
+    return people.people_data(ids=source["people"], height=training.height, width=training.width)
+
+
+def _synth(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="pyreid synth",
+        description="Made-up people in front of made-up cameras, as a data set in Market-1501's layout.",
+    )
+    parser.add_argument("output", metavar="DIR", help="a new or empty folder")
+    parser.add_argument("--sheet", metavar="FILE", help="also a picture of some of them")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw (default: 0)")
+    options.add_arguments(parser, people.People, "people")
+    arguments = parser.parse_args(argv)
+    config = options.from_arguments(people.People(), arguments)
+    people.write_market(arguments.output, config, workers=arguments.workers)
+    print(open_data(arguments.output).summary())
+    if arguments.sheet:
+        people.contact_sheet(config).save(arguments.sheet)
+        print(f"sheet: {arguments.sheet}")
+    return 0

@@ -1,0 +1,583 @@
+"""`fit`: an encoder learns to tell people apart from images that nobody has labelled.
+
+Each epoch:  1. features <- the method's inference network, all training images in their order
+             2. labels   <- method.label(features, cameras)
+             3. steps    <- loss, backward, optimiser's step, method.update, on batches of labelled images
+             4. ranking  <- evaluation on the test images, if there are any
+After it all of the run is on disk. What is random in an epoch depends on the seed and the epoch alone, so a
+run that was killed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from pyreid import distributed, files, options
+from pyreid.data import Batch, Images, ReidData, as_images, batches, transforms
+from pyreid.evaluation import Evaluation, cluster_quality, evaluate_data, extract
+from pyreid.methods import METHODS
+from pyreid.models import save_weights
+from pyreid.options import option
+from pyreid.progress import Progress
+
+_FORMAT = 1  # of checkpoints
+_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_STATISTICS = ("running_mean", "running_var")  # buffers that each process moves with its own share
+_AGREE_EVERY = 10  # steps between the times at which processes ask each other whether to stop
+# Options that may change when a run goes on: they change where and how long, not what.
+_FREE = ("epochs", "workers", "device", "evaluate_every", "keep_every", "test_batch", "compile")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a method is trained; each method has released values of its own, `Method.training`."""
+
+    epochs: int = option(40, "epochs: each labels all images anew")
+    steps: int = option(400, "optimiser steps of an epoch")
+    batch_size: int = option(32, "images of a step, of all processes together")
+    learning_rate: float = option(3.5e-4, "Adam's step size")
+    weight_decay: float = option(5e-4, "Adam's L2 penalty, on all parameters")
+    warmup_epochs: int = option(
+        10, "epochs in which the step size climbs from a tenth to all of it"
+    )
+    step_size: int | None = option(None, "epochs after which the step size is multiplied by gamma")
+    gamma: float = option(0.1, "what the step size is multiplied by every step_size epochs")
+    height: int = option(256, "of the images, in pixels")
+    width: int = option(128, "of the images, in pixels")
+    seed: int = option(1, "of everything that is random")
+    precision: Literal["float32", "bfloat16", "float16"] = option(
+        "float32", "of the networks' forward and backward passes; the losses are float32 always"
+    )
+    channels_last: bool = option(False, "images and weights with their channels last in memory")
+    compile: bool = option(False, "torch.compile the networks")
+    device: str = option("auto", "cpu, cuda, cuda:1; auto: cuda if there is one")
+    workers: int = option(0, "processes that read images; 0: this one")
+    test_batch: int = option(256, "images of a pass without gradient")
+    evaluate_every: int = option(1, "epochs between evaluations on the test images; 0: never")
+    flip: bool = option(False, "evaluate with the mean of the features of an image and its mirror")
+    keep_every: int = option(0, "epochs between checkpoints that are kept beside the last; 0: none")
+    skip_corrupt: bool = option(False, "pass over images that cannot be read, and count them")
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "steps", "batch_size", "height", "width", "test_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"fit: {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("workers", "evaluate_every", "keep_every", "warmup_epochs", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"fit: {name} must not be negative, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"fit: learning_rate must be positive, got {self.learning_rate}")
+        if self.step_size is not None and self.step_size < 1:
+            raise ValueError(f"fit: step_size must be at least 1, got {self.step_size}")
+
+    def learning_rate_at(self, epoch: int) -> float:
+        rate = self.learning_rate
+        if epoch < self.warmup_epochs:
+            done = epoch / self.warmup_epochs
+            rate *= 0.1 * (1 - done) + done
+        if self.step_size is not None:
+            rate *= self.gamma ** (epoch // self.step_size)
+        return rate
+
+
+class Method(Protocol):
+    """What `fit` knows of a method: an nn.Module with these."""
+
+    views: tuple[str, ...]  # names of the transforms that make the views of a batch
+    encoder: torch.nn.Module  # is trained
+    inference: torch.nn.Module  # labels, is evaluated and saved
+    config: Any
+
+    def label(self, features: torch.Tensor, cameras: torch.Tensor) -> torch.Tensor: ...
+    def sampler(self, labels, cameras, *, batch_size: int, rng) -> Iterator[np.ndarray]: ...
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]: ...
+    def update(self, batch: Batch) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What `fit` returns.
+
+    encoder: the trained network, (B, 3, H, W) -> (B, D).
+    labels: (N,) int64, those of the last epoch, in the order of the training images; -1 is none.
+    history: one dict per epoch, as in metrics.jsonl.
+    evaluation: that of the last epoch, or None without test images.
+    stopped: whether it was interrupted before its end.
+    """
+
+    encoder: torch.nn.Module
+    labels: torch.Tensor
+    history: list[dict[str, Any]]
+    evaluation: Evaluation | None
+    stopped: bool
+
+
+def fit(
+    method: Any,
+    encoder: torch.nn.Module | None,
+    data: Any,
+    training: Training | None = None,
+    *,
+    output: str | Path | None = None,
+    resume: bool = False,
+    settings: dict[str, Any] | None = None,
+) -> Result:
+    """Trains an encoder on unlabelled images.
+
+    Args:
+        method: a name ("ice", "cluster-contrast"), a method's Config, or a method itself.
+        encoder: any module that maps (B, 3, H, W) images to (B, D) features; None where `method` has one.
+        data: a ReidData, an Images, or any map-style dataset of (image, id, camera). The ids of training
+            images are used for nothing but to report how good the labels are.
+        training: how long, how fast, on what; by default as the method's paper has it.
+        output: a folder for checkpoint.pt (all that is needed to go on), last.pt and best.pt (weights of
+            the encoder), labels.csv, metrics.jsonl and config.json.
+        resume: go on from the checkpoint in `output`, if there is one.
+        settings: more to write to config.json.
+
+    Ctrl-C ends it after the step at hand and saves; a second one ends it at once. With torch.distributed
+    initialised, every process calls this with the same arguments, and each works on its share of a batch.
+    """
+    run = _Run(_method(method, encoder), _data(data), training, output, settings or {})
+    run.begin(resume)
+    with _interruptible() as interrupted:
+        while run.epoch < run.training.epochs and not interrupted():
+            if run.labels is None:
+                run.label()
+            run.train(interrupted)
+            if run.step == run.training.steps:
+                run.end_epoch()
+            else:
+                run.save()
+    stopped = run.epoch < run.training.epochs
+    return Result(run.method.inference, run.last_labels, run.history, run.evaluation, stopped)
+
+
+class _Run:
+    """A run and its state: `epoch` is the one at hand, `step` how many of its steps are done, `labels` its
+    labels, None before it has any."""
+
+    def __init__(self, method, data, training, output, settings):
+        self.method: Any = method
+        self.data: ReidData = data
+        self.training: Training = training or Training(**getattr(method, "training", {}))
+        self.output = None if output is None else Path(output)
+        self.settings = {
+            "method": options.to_dict(method.config) if hasattr(method, "config") else {},
+            "training": options.to_dict(self.training),
+            **settings,
+        }
+        if self.training.batch_size % distributed.world_size():
+            raise ValueError(
+                f"fit: batch_size must be a multiple of the {distributed.world_size()} processes, "
+                f"got {self.training.batch_size}"
+            )
+        self.device = device_of(self.training.device)
+        self.on_cuda = self.device.type == "cuda"
+        self.images: Images = data.train
+        if not len(self.images):
+            raise ValueError("fit: data must hold training images, got none")
+        self.cameras = torch.from_numpy(np.asarray(self.images.cameras)).to(self.device)
+        self.epoch = self.step = 0
+        self.labels: torch.Tensor | None = None
+        self.last_labels = torch.full((len(self.images),), -1)
+        self.history: list[dict[str, Any]] = []
+        self.entry: dict[str, Any] = {}
+        self.best = -1.0
+        self.evaluation: Evaluation | None = None
+
+    def begin(self, resume: bool) -> None:
+        method = self.method.to(self.device)
+        if self.training.channels_last:
+            method.to(memory_format=torch.channels_last)
+        distributed.copy_from_first_(itertools.chain(method.parameters(), method.buffers()))
+        trained = [weight for weight in method.parameters() if weight.requires_grad]
+        if not trained:
+            raise ValueError("fit: encoder must have parameters that require a gradient, got none")
+        self.optimizer = torch.optim.Adam(
+            trained, lr=self.training.learning_rate, weight_decay=self.training.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.training.precision == "float16"
+        )
+        if self.output is not None:
+            checkpoint = self.output / "checkpoint.pt"
+            if checkpoint.exists() and not resume:
+                raise ValueError(
+                    f"fit: output must be a new folder, but {self.output} holds a run; "
+                    "resume it or name another"
+                )
+            self.output.mkdir(parents=True, exist_ok=True)
+            if checkpoint.exists():
+                self.load(checkpoint)
+            if distributed.rank() == 0:
+                self.write_text("config.json", json.dumps(self.settings, indent=2) + "\n")
+                self.write_metrics()
+        if self.training.compile:
+            method.encoder.compile()
+            if method.inference is not method.encoder:
+                method.inference.compile()
+
+    # --- lines 1 and 2
+
+    def label(self) -> None:
+        start = time.perf_counter()
+        features = self.extract(self.images)
+        extracted = time.perf_counter()
+        self.labels = self.method.label(features, self.cameras)
+        self.last_labels = self.labels.cpu()
+        seconds = {"extract": extracted - start, "label": time.perf_counter() - extracted}
+        quality = cluster_quality(self.last_labels, torch.from_numpy(np.asarray(self.images.ids)))
+        self.entry = {"epoch": self.epoch + 1, **quality, "terms": {}, "seconds": seconds}
+
+    def extract(self, images: Images) -> torch.Tensor:
+        with Progress("features", len(images), unit="images") as progress:
+            return extract(
+                self.method.inference,
+                images,
+                height=self.training.height,
+                width=self.training.width,
+                batch_size=self.training.test_batch,
+                workers=self.training.workers,
+                precision=self.training.precision,
+                progress=progress.advance,
+            )
+
+    # --- line 3
+
+    def train(self, interrupted) -> None:
+        training, method = self.training, self.method
+        for group in self.optimizer.param_groups:
+            group["lr"] = training.learning_rate_at(self.epoch)
+        if self.step == 0:
+            torch.manual_seed(_seed(training.seed, self.epoch))
+        method.train()
+        seconds = Counter(self.entry["seconds"])
+        terms = Counter(self.entry["terms"])
+        moment = time.perf_counter()
+
+        def spent(stage: str) -> None:
+            nonlocal moment
+            now = time.perf_counter()
+            seconds[stage] += now - moment
+            moment = now
+
+        label = f"epoch {self.epoch + 1} of {training.epochs}"
+        with Progress(label, training.steps, unit="steps") as progress:
+            progress.done = self.step
+            for batch in self.batches():
+                batch = batch.to(self.device)
+                spent("data")
+                with self.autocast():
+                    losses = method.loss(batch)
+                loss = torch.stack(list(losses.values())).sum()
+                spent("forward")
+                self.optimizer.zero_grad(set_to_none=True)
+                self.scaler.scale(loss).backward()
+                spent("backward")
+                distributed.mean_(
+                    weight.grad
+                    for group in self.optimizer.param_groups
+                    for weight in group["params"]
+                    if weight.grad is not None
+                )
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+                method.update(batch)
+                distributed.mean_(
+                    buffer for name, buffer in method.named_buffers() if name.endswith(_STATISTICS)
+                )
+                spent("update")
+                self.step += 1
+                # Not read here: that would wait for the device.
+                values = torch.stack([value.detach().float() for value in losses.values()])
+                distributed.mean_([values])
+                for name, value in zip(losses, values.double(), strict=True):
+                    terms[name] = terms[name] + value
+                progress.advance()
+                if interrupted():
+                    break
+        self.entry["terms"] = {name: float(value) for name, value in terms.items()}
+        self.entry["seconds"] = dict(seconds)
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches of this epoch that are still to come: of each, this process's share."""
+        training, method = self.training, self.method
+        rng = np.random.default_rng((training.seed, self.epoch))
+        try:
+            plan = method.sampler(
+                self.labels, self.cameras, batch_size=training.batch_size, rng=rng
+            )
+            plan = list(itertools.islice(plan, training.steps))
+        except ValueError as error:
+            clusters = int(self.last_labels.max()) + 1
+            raise ValueError(
+                f"fit: epoch {self.epoch + 1} cannot be trained on its {clusters} clusters: {error}"
+            ) from None
+        views = [transforms.make(name, training.height, training.width) for name in method.views]
+        for batch in batches(
+            self.images,
+            plan,
+            transforms=views,
+            labels=self.last_labels,
+            seed=_seed(training.seed, self.epoch),
+            workers=training.workers,
+            skip_corrupt=training.skip_corrupt,
+            first=self.step,
+            share=distributed.share(training.batch_size),
+        ):
+            self.entry["skipped"] = self.entry.get("skipped", 0) + len(batch.skipped)
+            if training.channels_last:
+                views = (view.contiguous(memory_format=torch.channels_last) for view in batch.views)
+                batch = dataclasses.replace(batch, views=tuple(views))
+            yield batch
+
+    def autocast(self):
+        dtype = _DTYPES[self.training.precision]
+        if dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    # --- line 4
+
+    def end_epoch(self) -> None:
+        terms = {name: total / self.training.steps for name, total in self.entry["terms"].items()}
+        loss = sum(terms.values())
+        if not np.isfinite(loss):
+            raise ValueError(
+                f"fit: the loss must stay finite, got {terms} in epoch {self.epoch + 1}; "
+                "learning_rate may be too large, or precision too low"
+            )
+        self.entry |= {
+            "terms": terms,
+            "loss": loss,
+            "learning_rate": self.training.learning_rate_at(self.epoch),
+        }
+        every = self.training.evaluate_every
+        last = self.epoch + 1 == self.training.epochs
+        if self.data.query is not None and every and (last or (self.epoch + 1) % every == 0):
+            self.evaluate()
+        self.history.append(self.entry)
+        self.tell()
+        self.epoch, self.step, self.labels, self.entry = self.epoch + 1, 0, None, {}
+        self.save()
+
+    def evaluate(self) -> None:
+        start = time.perf_counter()
+        training = self.training
+        self.evaluation = evaluate_data(
+            self.method.inference,
+            self.data,
+            height=training.height,
+            width=training.width,
+            batch_size=training.test_batch,
+            workers=training.workers,
+            precision=training.precision,
+            flip=training.flip,
+        )
+        ranking = self.evaluation.ranking
+        found = {
+            "mAP": float(ranking.mAP),
+            "rank1": float(ranking.cmc[0]),
+            "mINP": float(ranking.mINP),
+        }
+        self.entry |= found
+        self.entry["seconds"]["evaluate"] = time.perf_counter() - start
+        if found["mAP"] > self.best:
+            self.best = found["mAP"]
+            if self.output is not None and distributed.rank() == 0:
+                save_weights(self.method.inference, self.output / "best.pt")
+
+    def tell(self) -> None:
+        entry = self.entry
+        ranking = f", mAP {entry['mAP']:.1%}, rank-1 {entry['rank1']:.1%}" if "mAP" in entry else ""
+        precision = f" ({entry['precision']:.0%} right)" if "precision" in entry else ""
+        seconds = sum(entry["seconds"].values())
+        with Progress("") as progress:
+            progress.say(
+                f"epoch {entry['epoch']:3} of {self.training.epochs}: "
+                f"{entry['clusters']} clusters{precision}, {entry['outliers']} outliers, "
+                f"loss {entry['loss']:.3f}{ranking}, {seconds:.1f} s"
+            )
+
+    # --- what stays on disk
+
+    def save(self) -> None:
+        if self.output is None or distributed.rank() > 0:
+            return
+        state = {
+            "format": _FORMAT,
+            "settings": self.settings,
+            "epoch": self.epoch,
+            "step": self.step,
+            "labels": None if self.labels is None else self.last_labels,
+            "last_labels": self.last_labels,
+            "entry": self.entry,
+            "history": self.history,
+            "best": self.best,
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.on_cuda else None,
+        }
+        finished = self.step == 0
+        every = self.training.keep_every
+        names = ["checkpoint.pt"]
+        if finished and every and self.epoch % every == 0:
+            names.append(f"checkpoint-{self.epoch:04}.pt")
+        if finished:
+            save_weights(self.method.inference, self.output / "last.pt")
+            self.write_metrics()
+            self.write_labels()
+        for name in names:
+            with files.replacing(self.output / name) as file:
+                torch.save(state, file)
+
+    def load(self, path: Path) -> None:
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # readers differ in what a damaged file makes them raise
+            raise ValueError(f"{path}: is corrupt or no checkpoint: {error}") from None
+        if not isinstance(state, dict) or state.get("format") != _FORMAT:
+            raise ValueError(f"{path}: must be a checkpoint of this version of pyreid")
+        _check_same(path, state["settings"], self.settings)
+        if len(state["last_labels"]) != len(self.images):
+            raise ValueError(
+                f"{path}: is of a run on {len(state['last_labels'])} images, got {len(self.images)}"
+            )
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.last_labels = state["last_labels"].cpu()
+        self.labels = None if state["labels"] is None else state["labels"].to(self.device)
+        self.entry, self.history, self.best = state["entry"], state["history"], state["best"]
+        torch.set_rng_state(state["rng"].cpu())
+        if state["cuda_rng"] is not None and self.on_cuda:
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
+
+    def write_metrics(self) -> None:
+        self.write_text(
+            "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in self.history)
+        )
+
+    def write_labels(self) -> None:
+        lines = (
+            f'"{name}",{label}\n' if "," in name else f"{name},{label}\n"
+            for name, label in zip(self.images.names, self.last_labels.tolist(), strict=True)
+        )
+        self.write_text("labels.csv", "image,label\n" + "".join(lines))
+
+    def write_text(self, name: str, text: str) -> None:
+        assert self.output is not None
+        with files.replacing(self.output / name) as file:
+            file.write(text.encode())
+
+
+def _method(method: Any, encoder: torch.nn.Module | None) -> Any:
+    if isinstance(method, torch.nn.Module):
+        return method
+    classes = list(METHODS.values())
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ValueError(f"fit: method must be one of {', '.join(METHODS)}, got {method!r}")
+        cls, config = METHODS[method], METHODS[method].Config()
+    else:
+        cls = next((cls for cls in classes if isinstance(method, cls.Config)), None)
+        if cls is None:
+            raise ValueError(
+                f"fit: method must be a name, a Config or a module, got {type(method).__name__}"
+            )
+        config = method
+    if encoder is None:
+        raise ValueError("fit: encoder must be a module that maps images to features, got None")
+    return cls(encoder, config)
+
+
+def _data(data: Any) -> ReidData:
+    return data if isinstance(data, ReidData) else ReidData("images", as_images(data))
+
+
+def device_of(name: str) -> torch.device:
+    """The device that an option names."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"fit: device must be cpu, cuda or auto, got {name!r}") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"fit: device must be one that is here, got {name}: torch sees no GPU")
+        if device.index is None and distributed.is_distributed():
+            device = torch.device("cuda", distributed.rank() % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    return device
+
+
+def _seed(*parts: int) -> int:
+    """One number of many, as unlike that of its neighbours as can be."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _check_same(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    for part in {*saved, *now}:
+        before, after = (json.loads(json.dumps(each.get(part))) for each in (saved, now))
+        if not isinstance(before, dict) or not isinstance(after, dict):
+            before, after = {part: before}, {part: after}
+        for name in {*before, *after} - set(_FREE):
+            if before.get(name) != after.get(name):
+                raise ValueError(
+                    f"{path}: was made with {name} {before.get(name)}, got {after.get(name)}; "
+                    "a run goes on with the options it began with"
+                )
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Any]:
+    """Within it the first Ctrl-C is only noted: the value is a function that tells whether there was one, the
+    same on all processes."""
+    noted = threading.Event()
+    previous = None
+
+    def note(number, frame) -> None:
+        noted.set()
+        signal.signal(signal.SIGINT, previous)
+        with Progress("") as progress:
+            progress.say("stopping after this step; again to stop at once")
+
+    asked = 0
+
+    def interrupted() -> bool:
+        nonlocal asked
+        asked += 1
+        if distributed.world_size() == 1:
+            return noted.is_set()
+        # Processes hear of it at different steps, and must stop at the same one.
+        return asked % _AGREE_EVERY == 0 and distributed.any_of(noted.is_set())
+
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        if not noted.is_set():
+            signal.signal(signal.SIGINT, previous)

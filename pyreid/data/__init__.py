@@ -6,7 +6,16 @@ except ImportError:
     raise ImportError("pyreid.data takes Pillow: pip install 'pyreid[train]'") from None
 
 from pyreid.data.batches import Batch
-from pyreid.data.images import ImageArrays, ImageError, ImageFiles, Images, ReidData, as_images
+from pyreid.data.images import (
+    ImageArrays,
+    ImageError,
+    ImageFiles,
+    Images,
+    ReidData,
+    as_images,
+    readable,
+)
+from pyreid.data.layouts import open_csv, open_data, open_folder
 
 __all__ = [
     "Batch",
@@ -16,4 +25,8 @@ __all__ = [
     "Images",
     "ReidData",
     "as_images",
+    "open_csv",
+    "open_data",
+    "open_folder",
+    "readable",
 ]

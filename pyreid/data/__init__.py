@@ -5,7 +5,7 @@ try:
 except ImportError:
     raise ImportError("pyreid.data takes Pillow: pip install 'pyreid[train]'") from None
 
-from pyreid.data.batches import Batch
+from pyreid.data.batches import Batch, batches, images_in_order
 from pyreid.data.images import (
     ImageArrays,
     ImageError,
@@ -15,9 +15,11 @@ from pyreid.data.images import (
     as_images,
     readable,
 )
-from pyreid.data.layouts import open_csv, open_data, open_folder
+from pyreid.data.layouts import LAYOUTS, open_csv, open_data, open_folder
+from pyreid.data.samplers import camera_spread, multiple_gallery, shuffled
 
 __all__ = [
+    "LAYOUTS",
     "Batch",
     "ImageArrays",
     "ImageError",
@@ -25,8 +27,13 @@ __all__ = [
     "Images",
     "ReidData",
     "as_images",
+    "batches",
+    "camera_spread",
+    "images_in_order",
+    "multiple_gallery",
     "open_csv",
     "open_data",
     "open_folder",
     "readable",
+    "shuffled",
 ]

@@ -60,7 +60,9 @@ class Images(torch.utils.data.Dataset):
     def select(self, rows: Any) -> Images:
         """The images of `rows`, in that order: (M,) distinct rows, a mask (N,) or a slice. Nothing is copied
         but what is known of them."""
-        rows = np.arange(len(self))[rows if isinstance(rows, slice) else np.asarray(rows)]
+        if not isinstance(rows, slice):
+            rows = np.asarray(rows) if len(rows) else np.empty(0, np.int64)
+        rows = np.arange(len(self))[rows]
         if len(np.unique(rows)) != len(rows):
             raise ValueError("select: rows must be distinct, got some more than once")
         chosen = copy.copy(self)

@@ -393,17 +393,17 @@ def _matched(option: str, pattern: str, names: Sequence[str]) -> list[str]:
         compiled = re.compile(pattern)
     except re.error as error:
         raise ValueError(
-            f"open_folder: {option} must be a regular expression, got {pattern!r}: {error}"
+            f"open_folder: {option} must be a regular expression, got '{pattern}': {error}"
         ) from None
     if compiled.groups != 1:
         raise ValueError(
-            f"open_folder: {option} must have one group in parentheses, such as '_c(\\d+)', got {pattern!r}"
+            f"open_folder: {option} must have one group in parentheses, such as '_c(\\d+)', got '{pattern}'"
         )
     found = [match[1] if (match := compiled.search(name)) else None for name in names]
     without = [name for name, text in zip(names, found, strict=True) if text is None]
     if without:
         raise ValueError(
-            f"open_folder: {option} must match every path, but {pattern!r} does not match "
+            f"open_folder: {option} must match every path, but '{pattern}' does not match "
             f"{len(without):,} of {len(names):,}, the first {without[0]}"
         )
     return [str(text) for text in found]

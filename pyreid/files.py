@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -111,14 +113,21 @@ def write(path: Path, name: str, array: np.ndarray, **more: Any) -> None:
     """`array` as .npy; or as .npz under `name`, `more` beside it. What was at `path` stays until all of the
     new file is on disk."""
     check_output(path)
-    unfinished = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     arrays: dict[str, Any] = {name: array, **more}
+    with replacing(path) as file:
+        if path.suffix.lower() == ".npy":
+            np.save(file, array)
+        else:
+            np.savez(file, **arrays)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write what shall be at `path`; what was there stays until all of it is on disk."""
+    unfinished = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
         with open(unfinished, "xb") as file:
-            if path.suffix.lower() == ".npy":
-                np.save(file, array)
-            else:
-                np.savez(file, **arrays)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Images(torch.utils.data.Dataset):
         self.cameras = _column(where, "cameras", cameras, 0, count)
         self._places = np.arange(count)
         if len(set(self.names)) != count:
-            repeated = next(name for name in self.names if self.names.count(name) > 1)
+            repeated, _ = Counter(self.names).most_common(1)[0]
             raise ValueError(f"{where}: names must be distinct, got {repeated!r} more than once")
         if count and self.ids.min() < -1:
             raise ValueError(f"{where}: ids must be at least -1, got {self.ids.min()}")
@@ -56,13 +57,12 @@ class Images(torch.utils.data.Dataset):
         row = range(len(self))[row]  # IndexError beyond the end: what ends a loop over the set
         return self._read(row), int(self.ids[row]), int(self.cameras[row])
 
-    def __iter__(self) -> Iterator[tuple[Image.Image, int, int]]:
-        return (self[row] for row in range(len(self)))
-
     def select(self, rows: Any) -> Images:
         """The images of `rows`, in that order: (M,) distinct rows, a mask (N,) or a slice. Nothing is copied
         but what is known of them."""
-        rows = np.arange(len(self))[rows if isinstance(rows, slice) else np.asarray(rows)]
+        if not isinstance(rows, slice):
+            rows = np.asarray(rows) if len(rows) else np.empty(0, np.int64)
+        rows = np.arange(len(self))[rows]
         if len(np.unique(rows)) != len(rows):
             raise ValueError("select: rows must be distinct, got some more than once")
         chosen = copy.copy(self)
@@ -167,7 +167,7 @@ def as_images(
 
 
 def readable(images: Images, *, threads: int = 1) -> np.ndarray:
-    """The rows (M,) of images that can be read, ascending. Every image is opened once, `threads` at a time."""
+    """The rows (M,) of images that can be read, ascending. Each is opened once, `threads` at a time."""
 
     def can_be_read(row: int) -> bool:
         try:
@@ -268,9 +268,9 @@ def _triple(item: Any, place: int) -> tuple[Any, int, int]:
 def _rgb(image: Any, place: int) -> Image.Image:
     if isinstance(image, Image.Image):
         return image.convert("RGB")
-    if isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
-        if image.ndim == 3 and image.shape[0] == 3:
-            return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    pixels = image if isinstance(image, torch.Tensor) else torch.empty(0)
+    if pixels.dtype == torch.uint8 and pixels.ndim == 3 and pixels.shape[0] == 3:
+        return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     raise ValueError(
         f"as_images: image must be PIL's or a uint8 tensor (3, H, W), got {_kind(image)} at {place}"
     )

@@ -128,7 +128,7 @@ class CameraProxyContrast(torch.nn.Module):
             proxies = normalize(proxies, dim=0)
         self.register_buffer("proxies", proxies.detach().float().contiguous())
         self.register_buffer("proxy_labels", proxy_labels.detach().long())
-        self.register_buffer("proxies_of_label", _rows_of_each(self.proxy_labels))
+        self.register_buffer("proxies_of_label", rows_of_each(self.proxy_labels))
 
     def forward(
         self, features: torch.Tensor, labels: torch.Tensor, cameras: torch.Tensor
@@ -204,7 +204,7 @@ class ViewInvariantContrast(torch.nn.Module):
         return sum(softplus(denominator - term).mean() for term in terms)  # type: ignore[return-value]
 
 
-def _rows_of_each(labels: torch.Tensor) -> torch.Tensor:
+def rows_of_each(labels: torch.Tensor) -> torch.Tensor:
     """(C, J): the rows of labels 0, 1, ..., C - 1, ascending, padded with -1."""
     order = torch.argsort(labels, stable=True)
     order = order[labels[order] >= 0]

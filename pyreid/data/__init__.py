@@ -1,0 +1,39 @@
+"""Images in, batches out: image sets, the folders they come in, transforms, samplers, batches."""
+
+try:
+    import PIL  # noqa: F401
+except ImportError:
+    raise ImportError("pyreid.data takes Pillow: pip install 'pyreid[train]'") from None
+
+from pyreid.data.batches import Batch, batches, images_in_order
+from pyreid.data.images import (
+    ImageArrays,
+    ImageError,
+    ImageFiles,
+    Images,
+    ReidData,
+    as_images,
+    readable,
+)
+from pyreid.data.layouts import LAYOUTS, open_csv, open_data, open_folder
+from pyreid.data.samplers import camera_spread, multiple_gallery, shuffled
+
+__all__ = [
+    "LAYOUTS",
+    "Batch",
+    "ImageArrays",
+    "ImageError",
+    "ImageFiles",
+    "Images",
+    "ReidData",
+    "as_images",
+    "batches",
+    "camera_spread",
+    "images_in_order",
+    "multiple_gallery",
+    "open_csv",
+    "open_data",
+    "open_folder",
+    "readable",
+    "shuffled",
+]

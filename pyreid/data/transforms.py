@@ -1,0 +1,101 @@
+"""The views of an image that the methods train on, with the parameters of the released code."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet, by channel
+STD = (0.229, 0.224, 0.225)
+
+_MEAN = torch.tensor(MEAN).reshape(3, 1, 1)
+_STD = torch.tensor(STD).reshape(3, 1, 1)
+
+
+@dataclass(frozen=True)
+class View:
+    """PIL image -> (3, height, width) float32, normalised by ImageNet's mean and standard deviation.
+
+    In order: resized (bicubic); shifted by up to `pad` pixels, what comes in from outside is black; mirrored
+    with probability `flip`; blurred with probability `blur`, by a Gaussian of 0.1 to 2 pixels; normalised; a
+    rectangle filled with probability `erase`.
+
+    Lengths in pixels are those at 256 x 128, and change in proportion with the size of the view. Randomness
+    comes from torch's global generator alone.
+    """
+
+    height: int
+    width: int
+    pad: float = 0
+    flip: float = 0
+    blur: float = 0
+    erase: float = 0
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        image = self.resized(image)
+        random = self.pad or self.flip or self.blur or self.erase
+        down, right, flip, blur, sigma, erase = torch.rand(6).tolist() if random else [1.0] * 6
+        if self.pad:
+            image = self._shifted(image, down, right)
+        if flip < self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if blur < self.blur:
+            radius = (0.1 + 1.9 * sigma) * self.height / 256
+            image = image.filter(ImageFilter.GaussianBlur(radius))
+        view = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float()
+        view.div_(255).sub_(_MEAN).div_(_STD)
+        if erase < self.erase:
+            _erase(view)
+        return view
+
+    def resized(self, image: Image.Image) -> Image.Image:
+        """The image in RGB and at the view's size: what may be shared by views of one size."""
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        if image.size == (self.width, self.height):
+            return image
+        return image.resize((self.width, self.height), Image.Resampling.BICUBIC)
+
+    def _shifted(self, image: Image.Image, down: float, right: float) -> Image.Image:
+        high, wide = round(self.pad * self.height / 256), round(self.pad * self.width / 128)
+        top = int(down * (2 * high + 1)) - high
+        left = int(right * (2 * wide + 1)) - wide
+        return image.crop((left, top, left + self.width, top + self.height))
+
+
+_VIEWS: dict[str, dict[str, float]] = {
+    "strong": {"pad": 10, "flip": 0.5, "blur": 0.5, "erase": 0.6},
+    "standard": {"pad": 10, "flip": 0.5, "erase": 0.5},
+    "weak": {},
+    "plain": {},
+}
+
+
+def make(name: str, height: int, width: int) -> View:
+    """The view that is called `name`: "strong" and "weak" (ICE), "standard" (SpCL, Cluster Contrast) or
+    "plain" (what is evaluated: resized and normalised, as "weak" is)."""
+    if name not in _VIEWS:
+        raise ValueError(f"make: name must be one of {', '.join(_VIEWS)}, got {name!r}")
+    if height < 1 or width < 1:
+        raise ValueError(f"make: height and width must be positive, got {height} and {width}")
+    return View(height, width, **_VIEWS[name])
+
+
+def _erase(view: torch.Tensor) -> None:
+    """Fills a rectangle of 2 to 40 % of the view, its height 0.3 to 3.33 times its width, with ImageNet's
+    mean: the numbers themselves, in a view that is already normalised, as in the released code."""
+    height, width = view.shape[1:]
+    for _ in range(100):
+        share, aspect, down, right = torch.rand(4).tolist()
+        area = (0.02 + 0.38 * share) * height * width
+        aspect = 0.3 + (1 / 0.3 - 0.3) * aspect
+        high, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if high < height and wide < width:
+            top = int(down * (height - high + 1))
+            left = int(right * (width - wide + 1))
+            view[:, top : top + high, left : left + wide] = _MEAN
+            return

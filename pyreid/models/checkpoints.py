@@ -1,0 +1,300 @@
+"""Weights of published systems, and our own, in and out of encoders.
+
+| layout | tensors are called | written by |
+|---|---|---|
+| pyreid | `backbone.conv1.weight`, `embedding.*`, `neck.*`, `pool.p` | `save_weights` |
+| base | `base.0.weight`, `feat.*`, `feat_bn.*`, `gap.p` | ICE, SpCL, Cluster Contrast |
+| flat | `conv1.weight`, `feat.*`, `feat_bn.*`, `fc.*` | JVTC, GCL's identity encoder, torchvision, IBN-Net |
+| scl | `CNN.conv1.weight`, `avg_pooling.*`, `local_pooling.*` | SCL |
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from pyreid import files
+from pyreid.models.encoder import Encoder, GeM
+from pyreid.models.teacher import Teacher
+
+# Where each layout keeps what the encoder has; the first prefix that fits renames a tensor.
+_LAYOUTS: dict[str, dict[str, str]] = {
+    "pyreid": {},
+    "base": {
+        "base.0.": "backbone.conv1.",
+        "base.1.": "backbone.bn1.",
+        "base.4.": "backbone.layer1.",
+        "base.5.": "backbone.layer2.",
+        "base.6.": "backbone.layer3.",
+        "base.7.": "backbone.layer4.",
+        "feat.": "embedding.",
+        "feat_bn.": "neck.",
+        "gap.": "pool.",
+    },
+    "flat": {
+        "conv1.": "backbone.conv1.",
+        "bn1.": "backbone.bn1.",
+        "layer": "backbone.layer",
+        "feat.": "embedding.",
+        "feat_bn.": "neck.",
+    },
+    "scl": {
+        "CNN.": "backbone.",
+        "avg_pooling.embeding.": "embedding.",
+        "avg_pooling.embeding_bn.": "neck.",
+    },
+}
+_SYSTEMS = {
+    "pyreid": "pyreid",
+    "base": "ICE, SpCL or Cluster Contrast",
+    "flat": "torchvision, IBN-Net, JVTC or GCL",
+    "scl": "SCL",
+    "own names": "the module's own names",
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `load_weights` did. Names are the module's, those of `unexpected` the file's."""
+
+    source: str
+    layout: str
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]  # in the module alone: they keep their values
+    unexpected: tuple[str, ...]  # in the file alone: not used
+    epoch: int | None  # that the file tells of
+
+    def __str__(self) -> str:
+        epoch = "" if self.epoch is None else f", epoch {self.epoch}"
+        parts = [f"{self.source} ({_SYSTEMS[self.layout]}{epoch}): {len(self.matched)} tensors"]
+        if self.missing:
+            parts.append(f"not in the file: {_listed(self.missing)}")
+        if self.unexpected:
+            parts.append(f"not used: {_listed(self.unexpected)}")
+        return "; ".join(parts)
+
+
+def load_weights(module: nn.Module, path: str | Path, *, head: bool = True) -> Loaded:
+    """Reads a checkpoint into `module`, in place; nothing in the file is executed.
+
+    An `Encoder` takes every layout above: a bare dictionary of tensors, or one under "state_dict" or GCL's
+    "id"; with or without "module."; of SpCL's two sets of batch norms the target domain's. All of the
+    backbone must be there and fit; where the file has a neck, pooling and embedding must be the file's.
+    Any other module takes a file of its own names. `module` may be wrapped for data parallelism, compiled,
+    or a Teacher.
+
+    Args:
+        path: what torch.save wrote, or .safetensors.
+        head: False loads the backbone alone.
+    """
+    path = Path(path)
+    state, epoch = _read(path)
+    return load_state(module, state, str(path), epoch=epoch, head=head)
+
+
+def save_weights(module: nn.Module, path: str | Path) -> None:
+    """Writes the tensors of `module`, without what wraps it; .safetensors by that name, else by torch.save.
+    What was at `path` stays until all of the new file is on disk."""
+    path = Path(path)
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in _unwrapped(module).state_dict().items()
+    }
+    with files.replacing(path) as file:
+        if path.suffix == ".safetensors":
+            file.write(_safetensors(path).torch.save(state))
+        else:
+            torch.save(state, file)
+
+
+def load_state(
+    module: nn.Module,
+    state: dict[str, torch.Tensor],
+    source: str,
+    *,
+    epoch: int | None = None,
+    head: bool = True,
+) -> Loaded:
+    """`load_weights` of tensors that have been read already; `source` is what errors and the report call
+    them."""
+    module = _unwrapped(module)
+    own = module.state_dict()
+    if not any(name in own for name in state):
+        state = _without_wrappers(state)
+    layout = _layout(state) if isinstance(module, Encoder) else "own names"
+    if isinstance(module, Encoder):
+        state, unexpected = _renamed(state, layout)
+        if not any(name in own for name in state if name.startswith("backbone.")):
+            raise ValueError(
+                f"{source}: must hold the weights of a backbone like the encoder's, got "
+                f"{_listed(unexpected or tuple(state))}"
+            )
+        fitting = _check_head(module, state, layout, source) if head else False
+        if not fitting:
+            unexpected += tuple(name for name in state if not name.startswith("backbone."))
+            state = {name: tensor for name, tensor in state.items() if name not in unexpected}
+    else:
+        unexpected = ()
+
+    matched = {}
+    for name, tensor in state.items():
+        if name not in own:
+            unexpected += (name,)
+            continue
+        if tensor.dim() == 4 and own[name].dim() == 2 and tensor.shape[2:] == (1, 1):
+            tensor = tensor[:, :, 0, 0]  # a Linear that was written as a convolution
+        if tensor.shape != own[name].shape:
+            raise ValueError(
+                f"{source}: {name} must have shape {tuple(own[name].shape)}, got {tuple(tensor.shape)}"
+            )
+        matched[name] = tensor
+    # Files of early torch versions do not count batches, and nothing of ours reads the count.
+    missing = tuple(
+        name for name in own if name not in matched and not name.endswith("num_batches_tracked")
+    )
+    if not matched:
+        raise ValueError(f"{source}: must hold weights of the module, got {_listed(tuple(state))}")
+    if isinstance(module, Encoder):
+        for what, names in (("must have", missing), ("must not have", unexpected)):
+            if wrong := tuple(name for name in names if _of_backbone(name)):
+                raise ValueError(
+                    f"{source}: {what} {_listed(wrong)}, to be the encoder's kind of network"
+                )
+    module.load_state_dict(matched, strict=False)
+    return Loaded(source, layout, tuple(matched), missing, unexpected, epoch)
+
+
+def _layout(state: dict[str, torch.Tensor]) -> str:
+    if "base.0.weight" in state:
+        return "base"
+    if any(name.startswith("CNN.") for name in state):
+        return "scl"
+    return "flat" if "conv1.weight" in state else "pyreid"
+
+
+def _renamed(
+    state: dict[str, torch.Tensor], layout: str
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """Tensors by the encoder's names, and the file's names of those it has no place for."""
+    prefixes = _LAYOUTS[layout]
+    renamed, unexpected = {}, []
+    for name, tensor in state.items():
+        found = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+        if ".BN_S." in name or (prefixes and found is None):
+            unexpected.append(name)
+        else:
+            ours = prefixes[found] + name.removeprefix(found) if found else name
+            renamed[ours.replace(".BN_T.", ".")] = tensor
+    return renamed, tuple(unexpected)
+
+
+def _check_head(encoder: Encoder, state: dict[str, torch.Tensor], layout: str, source: str) -> bool:
+    """Whether the file's neck belongs to features that the encoder makes; raises where that is no choice."""
+    if not any(name.startswith("neck.") for name in state):
+        return True
+    width = len(state["embedding.weight"]) if "embedding.weight" in state else 0
+    own_width = encoder.dim if isinstance(encoder.embedding, nn.Linear) else 0
+    pooling = "gem" if "pool.p" in state else "average"
+    own_pooling = "gem" if isinstance(encoder.pool, GeM) else "average"
+    if layout == "scl" and (width, pooling) != (own_width, own_pooling):
+        return (
+            False  # its head has stripes beside it, so an encoder is rarely meant to be all of it
+        )
+    for option, file_has, own_has in (
+        ("embedding", width, own_width),
+        ("pooling", pooling, own_pooling),
+    ):
+        if file_has != own_has:
+            raise ValueError(
+                f"{source}: {option} must be {file_has}, as the file's neck was trained with, got "
+                f"{own_has} (head=False loads the backbone alone)"
+            )
+    return True
+
+
+def _of_backbone(name: str) -> bool:
+    return name.startswith("backbone.") and not name.startswith("backbone.fc.")
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    while True:
+        if isinstance(module, DataParallel | DistributedDataParallel | Teacher):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):  # torch.compile
+            module = inner
+        else:
+            return module
+
+
+def _without_wrappers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): state[name] for name in state}
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], int | None]:
+    """The tensors of a file by name, and its epoch."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        safetensors = _safetensors(path)
+        try:
+            return safetensors.torch.load(path.read_bytes()), None
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path}: is corrupt or no .safetensors file: {error}") from None
+    found = _load_safely(path)
+    epoch = None
+    if isinstance(found, dict):
+        if isinstance(found.get("epoch"), int | np.integer):
+            epoch = int(found["epoch"])
+        found = next((found[key] for key in ("state_dict", "id") if key in found), found)
+    state = {}
+    if isinstance(found, dict):
+        state = {str(key): value for key, value in found.items() if isinstance(value, torch.Tensor)}
+    if not state:
+        raise ValueError(f"{path}: must hold a dictionary of tensors, got none")
+    return state, epoch
+
+
+def _load_safely(path: Path) -> Any:
+    """torch.load of tensors, and of the numpy numbers that trainers keep beside them (a best mAP)."""
+    scalar = np.float64(0).__reduce__()[0]
+    numbers = {type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "?")}
+    # numpy moved its inner module; a file tells which numpy wrote it.
+    allowed: list[Any] = [
+        np.dtype,
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        *numbers,
+    ]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
+        got = f"got {culprit[1]}" if culprit else "or is corrupt"
+        raise ValueError(f"{path}: must hold tensors and numbers only, {got}; not loaded") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path}: is corrupt or no file of weights: {reason}") from None
+
+
+def _safetensors(path: Path) -> Any:
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise ImportError(
+            f"{path}: .safetensors files take safetensors: pip install safetensors"
+        ) from None
+    return safetensors
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

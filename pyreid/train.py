@@ -36,6 +36,7 @@ from pyreid.progress import Progress
 
 _FORMAT = 1  # of checkpoints
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FIGURES = ("mAP", "rank1", "rank5", "rank10", "mINP")  # that the history keeps
 _STATISTICS = ("running_mean", "running_var")  # buffers that each process moves with its own share
 _AGREE_EVERY = 10  # steps between the times at which processes ask each other whether to stop
 # Options that may change when a run goes on: they change where and how long, not what.
@@ -44,7 +45,7 @@ _FREE = ("epochs", "workers", "device", "evaluate_every", "keep_every", "test_ba
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How a method is trained; each method has released values of its own, `Method.training`."""
+    """How a method is trained; each method has released values of its own, `recipe`."""
 
     epochs: int = option(40, "epochs: each labels all images anew")
     steps: int = option(400, "optimiser steps of an epoch")
@@ -174,7 +175,7 @@ class _Run:
     def __init__(self, method, data, training, output, settings):
         self.method: Any = method
         self.data: ReidData = data
-        self.training: Training = training or Training(**getattr(method, "training", {}))
+        self.training: Training = training or Training(**getattr(method, "recipe", {}))
         self.output = None if output is None else Path(output)
         self.settings = {
             "method": options.to_dict(method.config) if hasattr(method, "config") else {},
@@ -241,21 +242,26 @@ class _Run:
         self.labels = self.method.label(features, self.cameras)
         self.last_labels = self.labels.cpu()
         seconds = {"extract": extracted - start, "label": time.perf_counter() - extracted}
-        quality = cluster_quality(self.last_labels, torch.from_numpy(np.asarray(self.images.ids)))
-        self.entry = {"epoch": self.epoch + 1, **quality, "terms": {}, "seconds": seconds}
+        self.entry = {
+            "epoch": self.epoch + 1,
+            "clusters": cluster_quality(self.last_labels, self.images.ids),
+            "losses": {},
+            "seconds": seconds,
+        }
 
     def extract(self, images: Images) -> torch.Tensor:
-        with Progress("features", len(images), unit="images") as progress:
-            return extract(
-                self.method.inference,
-                images,
-                height=self.training.height,
-                width=self.training.width,
-                batch_size=self.training.test_batch,
-                workers=self.training.workers,
-                precision=self.training.precision,
-                progress=progress.advance,
-            )
+        return extract(self.method.inference, images, progress="features", **self.passes())
+
+    def passes(self) -> dict[str, Any]:
+        """Of the passes without gradient."""
+        training = self.training
+        return {
+            "height": training.height,
+            "width": training.width,
+            "batch_size": training.test_batch,
+            "workers": training.workers,
+            "precision": training.precision,
+        }
 
     # --- line 3
 
@@ -267,7 +273,7 @@ class _Run:
             torch.manual_seed(_seed(training.seed, self.epoch))
         method.train()
         seconds = Counter(self.entry["seconds"])
-        terms = Counter(self.entry["terms"])
+        sums = Counter(self.entry["losses"])
         moment = time.perf_counter()
 
         def spent(stage: str) -> None:
@@ -307,11 +313,11 @@ class _Run:
                 values = torch.stack([value.detach().float() for value in losses.values()])
                 distributed.mean_([values])
                 for name, value in zip(losses, values.double(), strict=True):
-                    terms[name] = terms[name] + value
+                    sums[name] = sums[name] + value
                 progress.advance()
                 if interrupted():
                     break
-        self.entry["terms"] = {name: float(value) for name, value in terms.items()}
+        self.entry["losses"] = {name: float(value) for name, value in sums.items()}
         self.entry["seconds"] = dict(seconds)
 
     def batches(self) -> Iterator[Batch]:
@@ -322,23 +328,25 @@ class _Run:
             plan = method.sampler(
                 self.labels, self.cameras, batch_size=training.batch_size, rng=rng
             )
-            plan = list(itertools.islice(plan, training.steps))
+            steps = list(itertools.islice(plan, self.step, training.steps))
         except ValueError as error:
             clusters = int(self.last_labels.max()) + 1
             raise ValueError(
                 f"fit: epoch {self.epoch + 1} cannot be trained on its {clusters} clusters: {error}"
             ) from None
+        share = distributed.share(training.batch_size)
         views = [transforms.make(name, training.height, training.width) for name in method.views]
         for batch in batches(
             self.images,
-            plan,
+            [rows[share.start : share.stop] for rows in steps],
             transforms=views,
             labels=self.last_labels,
             seed=_seed(training.seed, self.epoch),
             workers=training.workers,
             skip_corrupt=training.skip_corrupt,
-            first=self.step,
-            share=distributed.share(training.batch_size),
+            first_step=self.step,
+            first_slot=share.start,
+            pin_memory=self.on_cuda and training.workers > 0,
         ):
             self.entry["skipped"] = self.entry.get("skipped", 0) + len(batch.skipped)
             if training.channels_last:
@@ -355,16 +363,15 @@ class _Run:
     # --- line 4
 
     def end_epoch(self) -> None:
-        terms = {name: total / self.training.steps for name, total in self.entry["terms"].items()}
-        loss = sum(terms.values())
-        if not np.isfinite(loss):
+        sums = self.entry["losses"].items()
+        losses = {name: total / self.training.steps for name, total in sums}
+        if not np.isfinite(sum(losses.values())):
             raise ValueError(
-                f"fit: the loss must stay finite, got {terms} in epoch {self.epoch + 1}; "
+                f"fit: the loss must stay finite, got {losses} in epoch {self.epoch + 1}; "
                 "learning_rate may be too large, or precision too low"
             )
         self.entry |= {
-            "terms": terms,
-            "loss": loss,
+            "losses": losses,
             "learning_rate": self.training.learning_rate_at(self.epoch),
         }
         every = self.training.evaluate_every
@@ -378,40 +385,30 @@ class _Run:
 
     def evaluate(self) -> None:
         start = time.perf_counter()
-        training = self.training
         self.evaluation = evaluate_data(
-            self.method.inference,
-            self.data,
-            height=training.height,
-            width=training.width,
-            batch_size=training.test_batch,
-            workers=training.workers,
-            precision=training.precision,
-            flip=training.flip,
+            self.method.inference, self.data, flip=self.training.flip, **self.passes()
         )
-        ranking = self.evaluation.ranking
-        found = {
-            "mAP": float(ranking.mAP),
-            "rank1": float(ranking.cmc[0]),
-            "mINP": float(ranking.mINP),
-        }
-        self.entry |= found
+        found = self.evaluation.to_dict()
+        self.entry["evaluation"] = {name: found[name] for name in _FIGURES}
         self.entry["seconds"]["evaluate"] = time.perf_counter() - start
-        if found["mAP"] > self.best:
+        if found["mAP"] is not None and found["mAP"] > self.best:
             self.best = found["mAP"]
             if self.output is not None and distributed.rank() == 0:
                 save_weights(self.method.inference, self.output / "best.pt")
 
     def tell(self) -> None:
-        entry = self.entry
-        ranking = f", mAP {entry['mAP']:.1%}, rank-1 {entry['rank1']:.1%}" if "mAP" in entry else ""
-        precision = f" ({entry['precision']:.0%} right)" if "precision" in entry else ""
-        seconds = sum(entry["seconds"].values())
+        clusters, found = self.entry["clusters"], self.entry.get("evaluation", {})
+        loss, seconds = (sum(self.entry[part].values()) for part in ("losses", "seconds"))
+        precision = clusters.get("pair_precision")
+        right = "" if precision is None else f" ({precision:.0%} of pairs right)"
+        ranking = ""
+        if found.get("mAP") is not None:
+            ranking = f", mAP {found['mAP']:.1%}, rank-1 {found['rank1']:.1%}"
         with Progress("") as progress:
             progress.say(
-                f"epoch {entry['epoch']:3} of {self.training.epochs}: "
-                f"{entry['clusters']} clusters{precision}, {entry['outliers']} outliers, "
-                f"loss {entry['loss']:.3f}{ranking}, {seconds:.1f} s"
+                f"epoch {self.entry['epoch']:3} of {self.training.epochs}: "
+                f"{clusters['clusters']} clusters{right}, {clusters['outliers']} outliers, "
+                f"loss {loss:.3f}{ranking}, {seconds:.1f} s"
             )
 
     # --- what stays on disk

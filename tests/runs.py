@@ -9,21 +9,21 @@ from pyreid.methods import METHODS
 
 from pyreid import train
 
-PEOPLE, CAMERAS, PICTURES = 8, 3, 2
+PEOPLE, CAMERAS, PICTURES = 16, 3, 2
 
 
 def images(people, *, seed):
-    """Crops of two colours each, those of a person; every camera has a cast of its own."""
+    """Crops of two colours each, those of a person, through cameras with colours of their own."""
     rng = np.random.default_rng(seed)
-    cast = rng.normal(0, 6, (CAMERAS, 1, 1, 3))
+    gain = np.random.default_rng(7).uniform(0.8, 1.2, (CAMERAS, 1, 1, 3))
     pixels, ids, cameras = [], [], []
     for person in people:
-        halves = np.random.default_rng(1000 + person).uniform(30, 225, (2, 1, 1, 3))
+        halves = np.random.default_rng(1000 + person).uniform(50, 160, (2, 1, 1, 3))
         crop = np.concatenate([np.broadcast_to(half, (16, 16, 3)) for half in halves])
         for camera in range(CAMERAS):
             for _ in range(PICTURES):
-                noise = rng.normal(0, 4, crop.shape)
-                pixels.append((crop + cast[camera] + noise).clip(0, 255).astype(np.uint8))
+                seen = crop * gain[camera] + rng.normal(0, 8, (1, 1, 3)) + rng.normal(0, 9, crop.shape)
+                pixels.append(seen.clip(0, 255).astype(np.uint8))
                 ids.append(person)
                 cameras.append(camera)
     names = [f"{row:03}.png" for row in range(len(ids))]
@@ -64,7 +64,7 @@ def training(**changes):
         "epochs": 4,
         "steps": 6,
         "batch_size": 16,
-        "learning_rate": 1e-3,
+        "learning_rate": 3e-3,
         "warmup_epochs": 2,
         "height": 32,
         "width": 16,
@@ -77,7 +77,8 @@ def training(**changes):
 def fit(name, output=None, *, norm=True, resume=False, **changes):
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    config = METHODS[name].Config(instances=2, min_samples=2, eps=0.6, k1=8, k2=3)
+    own = {"teacher_momentum": 0.9} if name == "ice" else {}
+    config = METHODS[name].Config(instances=2, min_samples=2, eps=0.6, k1=6, k2=2, **own)
     return train.fit(
         config, Encoder(norm), data(), training(**changes), output=output, resume=resume
     )

@@ -51,7 +51,11 @@ def assert_same(ours, formula, features):
 def batches(draw):
     """(features, labels, cameras) of a batch, and (features, labels, cameras) of a set that has its classes."""
     ids, cameras = draw(st.integers(1, 9)), draw(st.integers(1, 4))
-    size, dim, seed = draw(st.integers(1, 14)), draw(st.sampled_from([1, 8, 33])), draw(st.integers())
+    size, dim, seed = (
+        draw(st.integers(1, 14)),
+        draw(st.sampled_from([1, 8, 33])),
+        draw(st.integers()),
+    )
     rng = np.random.default_rng(seed % 2**32)
     known = np.concatenate([np.arange(ids), rng.integers(0, ids, 3 * ids)])
     seen_by = rng.integers(0, cameras, len(known))
@@ -98,9 +102,7 @@ def camera_formula(features, labels, cameras, proxies, hardest, reduction, same,
                 window = window[~own[window]]
             among = torch.cat([scores[chosen], scores[window]])
             count = int(chosen.sum())
-            losses.append(
-                -among.log_softmax(0)[:count].mean() if count else 0 * features[i].sum()
-            )
+            losses.append(-among.log_softmax(0)[:count].mean() if count else 0 * features[i].sum())
         per_camera.append(torch.stack(losses).mean())
     total = torch.stack(per_camera)
     return total.sum() if reduction == "sum" else total.mean()
@@ -129,9 +131,7 @@ def test_camera_loss(problem, hardest, reduction, same, norm, few):
             proxy_norm=norm,
             few_proxies=few,
         ),
-        lambda x: camera_formula(
-            x, labels, cameras, proxies, hardest, reduction, same, norm, few
-        ),
+        lambda x: camera_formula(x, labels, cameras, proxies, hardest, reduction, same, norm, few),
         features,
     )
 
@@ -165,9 +165,7 @@ def test_soft_instance_loss(problem):
         q = (F.normalize(weak) @ F.normalize(weak).T / 0.4).softmax(dim=1)
         return (q * (q.log() - a.log())).sum() / len(x)
 
-    assert_same(
-        lambda x: ice.soft_instance_loss(x, keys, weak, temperature=0.4), formula, features
-    )
+    assert_same(lambda x: ice.soft_instance_loss(x, keys, weak, temperature=0.4), formula, features)
 
 
 @given(batches())
@@ -194,9 +192,7 @@ def test_a_process_has_its_share_of_the_loss(problem):
         yield ice.hard_instance_loss(f, keys, y, key_labels=labels)
         yield ice.soft_instance_loss(f, keys, weak[rows], weak_keys=weak)
         for reduction in ("sum", "mean"):
-            yield ice.camera_loss(
-                f, y, c, proxies, cam_reduction=reduction, batch_cameras=cameras
-            )
+            yield ice.camera_loss(f, y, c, proxies, cam_reduction=reduction, batch_cameras=cameras)
 
     half = len(features) // 2
     shares = zip(terms(slice(0, half)), terms(slice(half, None)), strict=True)
@@ -387,9 +383,7 @@ def plain_ops():
         "mine_negatives": from_numpy(
             reference.mine_negatives, lambda found: ops.Mined(*tensors(found))
         ),
-        "class_means": from_numpy(
-            reference.class_means, lambda found: ops.Means(*tensors(found))
-        ),
+        "class_means": from_numpy(reference.class_means, lambda found: ops.Means(*tensors(found))),
         "pseudo_labels": pseudo_labels,
     }
 
@@ -504,7 +498,9 @@ def test_ice_does_no_work_for_nothing(settings, views, passes, terms, monkeypatc
     assert method.views == ("strong", "strong", "weak")[:views]
     batch, counts = step(method), [0, 0]
     for place, module in enumerate((method.encoder, method.inference)):
-        module.register_forward_hook(lambda *_, place=place: counts.__setitem__(place, counts[place] + 1))
+        module.register_forward_hook(
+            lambda *_, place=place: counts.__setitem__(place, counts[place] + 1)
+        )
     if "camera" not in terms:
         monkeypatch.delattr(ops, "mine_negatives")
     assert set(method.loss(batch)) == terms
@@ -733,7 +729,13 @@ def test_options_make_a_command_line(name):
     options.add_arguments(parser, cls, name)
     line = "--variant ca-jaccard --intra-k 6,3 --rho 0.002 --eps 0.4 --instances 8"
     config = options.from_arguments(cls(), parser.parse_args(line.split()))
-    expected = {"variant": "ca-jaccard", "intra_k": (6, 3), "rho": 0.002, "eps": 0.4, "instances": 8}
+    expected = {
+        "variant": "ca-jaccard",
+        "intra_k": (6, 3),
+        "rho": 0.002,
+        "eps": 0.4,
+        "instances": 8,
+    }
     assert config == dataclasses.replace(cls(), **expected)
     assert options.replace(cls(), options.to_dict(config), name) == config
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -764,5 +766,8 @@ def test_state_is_of_networks_alone(name):
     method = method_of(name, norm=nn.BatchNorm1d(16))
     step(method)
     state = method.state_dict()
-    assert {key.split(".")[0] for key in state} == {"encoder", *(["teacher"] if name == "ice" else [])}
+    assert {key.split(".")[0] for key in state} == {
+        "encoder",
+        *(["teacher"] if name == "ice" else []),
+    }
     method_of(name, norm=nn.BatchNorm1d(16)).load_state_dict(state)

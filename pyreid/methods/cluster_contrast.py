@@ -68,10 +68,7 @@ def cluster_nce(
 
 
 class ClusterContrast(nn.Module):
-    """Cluster Contrast around an encoder of images (B, 3, H, W) to (B, D).
-
-    The centroids are no part of the state: every epoch begins with new ones.
-    """
+    """Cluster Contrast around an encoder of images (B, 3, H, W) to (B, D)."""
 
     views = ("standard",)
 
@@ -147,5 +144,12 @@ class ClusterContrast(nn.Module):
             momentum=self.config.momentum,
             repeats="hardest" if self.config.use_hard else "sequential",
         )
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What `label` has left for the steps of its epoch: so a run can go on within one."""
+        return {"centroids": self.centroids}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.centroids = state["centroids"]
 
     Config = Config  # METHODS[name].Config

@@ -247,10 +247,7 @@ def soft_instance_loss(
 
 
 class ICE(nn.Module):
-    """ICE around an encoder of images (B, 3, H, W) to (B, D).
-
-    Centroids and proxies are no part of the state: every epoch begins with new ones.
-    """
+    """ICE around an encoder of images (B, 3, H, W) to (B, D)."""
 
     views: tuple[str, ...] = ("strong", "strong", "weak")
 
@@ -377,6 +374,14 @@ class ICE(nn.Module):
                 distributed.gather_rows(rows, equal=True),
                 momentum=self.config.proxy_momentum,
             )
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What `label` has left for the steps of its epoch: so a run can go on within one."""
+        return {"centroids": self.centroids, "proxies": self.proxies and tuple(self.proxies)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.centroids = state["centroids"]
+        self.proxies = state["proxies"] and Proxies(*state["proxies"])
 
     @torch.no_grad()
     def _taught(self, views: Sequence[torch.Tensor]) -> list[torch.Tensor]:

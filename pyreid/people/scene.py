@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-_MARGIN = 1.5  # height of the place over that of a picture; the crops of people come from all over it
+_MARGIN = (
+    1.5  # height of the place over that of a picture; the crops of people come from all over it
+)
 _WIDTH = 6.0  # its width, in heights of a picture
 
 

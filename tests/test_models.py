@@ -182,8 +182,10 @@ def test_a_module_of_ones_own():
     maps = nn.Conv2d(3, 12, 3)
     assert build_encoder(maps, pooling="gem", embedding=5)(images()).shape == (4, 5)
     vectors = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 16, 7), nn.BatchNorm1d(7))
+    vectors[0].eval()
     encoder = build_encoder(vectors, size=(32, 16), norm_group=2)
-    assert vectors.training
+    assert [module.training for module in vectors] == [False, True, True]
+    assert not vectors[2].running_mean.any()
     assert encoder.backbone is vectors
     assert isinstance(vectors[2], GhostBatchNorm)
     assert encoder(images()).shape == (4, 7)
@@ -206,6 +208,10 @@ def test_a_module_of_ones_own():
             {"name": nn.Flatten(0), "size": (4, 2)},
             "build_encoder: the backbone must map (B, 3, H, W) images to (B, C, h, w) or (B, C), "
             "got (48,) for B = 2",
+        ),
+        (
+            {"name": nn.Flatten(), "size": (4, 2), "pooling": "gem"},
+            "build_encoder: pooling must be \"average\" for a backbone that pools by itself, got 'gem'",
         ),
     ],
 )

@@ -60,12 +60,12 @@ def build_encoder(
         raise ValueError(f"build_encoder: last_stride must be 1 or 2, got {last_stride}")
     if isinstance(name, nn.Module):
         backbone = name
-        channels = _channels(backbone, size)
+        channels = _channels(backbone, size, pooling)
     elif name.startswith("timm:"):
         backbone = _timm(
             name.removeprefix("timm:"), pooling, size, pretrained=weights == "imagenet"
         )
-        channels = _channels(backbone, size)
+        channels = _channels(backbone, size, pooling)
     elif (parsed := parse_name(name)) is not None:
         shape, ibn = parsed
         backbone = ResNet(shape, ibn=ibn, last_stride=last_stride)
@@ -114,19 +114,24 @@ def _timm(name: str, pooling: str, size: tuple[int, int], *, pretrained: bool) -
         raise RuntimeError(_not_fetched(f"timm's model {name}", error)) from error
 
 
-def _channels(backbone: nn.Module, size: tuple[int, int]) -> int:
+def _channels(backbone: nn.Module, size: tuple[int, int], pooling: str) -> int:
     """How wide the output is, by trying it."""
-    training = backbone.training
+    modes = [(module, module.training) for module in backbone.modules()]
     backbone.eval()
     with torch.no_grad():
         parameter = next(backbone.parameters(), torch.zeros(()))
         output = backbone(parameter.new_zeros(2, 3, *size))
-    backbone.train(training)
+    for module, mode in modes:
+        module.training = mode
     if not isinstance(output, torch.Tensor) or output.dim() not in (2, 4) or len(output) != 2:
         shown = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ValueError(
             f"build_encoder: the backbone must map (B, 3, H, W) images to (B, C, h, w) or (B, C), "
             f"got {shown} for B = 2"
+        )
+    if output.dim() == 2 and pooling != "average":
+        raise ValueError(
+            f'build_encoder: pooling must be "average" for a backbone that pools by itself, got {pooling!r}'
         )
     return output.shape[1]
 

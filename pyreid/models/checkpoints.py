@@ -5,6 +5,7 @@
 | pyreid | `backbone.conv1.weight`, `embedding.*`, `neck.*`, `pool.p` | `save_weights` |
 | base | `base.0.weight`, `feat.*`, `feat_bn.*`, `gap.p` | ICE, SpCL, Cluster Contrast |
 | flat | `conv1.weight`, `feat.*`, `feat_bn.*`, `fc.*` | JVTC, GCL's identity encoder, torchvision, IBN-Net |
+| backbone | what its module calls them | timm, a module of one's own |
 | scl | `CNN.conv1.weight`, `avg_pooling.*`, `local_pooling.*` | SCL |
 """
 
@@ -27,7 +28,8 @@ from pyreid.models.teacher import Teacher
 
 # Where each layout keeps what the encoder has; the first prefix that fits renames a tensor.
 _LAYOUTS: dict[str, dict[str, str]] = {
-    "pyreid": {},
+    "pyreid": {"": ""},
+    "backbone": {"": "backbone."},
     "base": {
         "base.0.": "backbone.conv1.",
         "base.1.": "backbone.bn1.",
@@ -57,6 +59,7 @@ _SYSTEMS = {
     "base": "ICE, SpCL or Cluster Contrast",
     "flat": "torchvision, IBN-Net, JVTC or GCL",
     "scl": "SCL",
+    "backbone": "the backbone's own names",
     "own names": "the module's own names",
 }
 
@@ -128,27 +131,28 @@ def load_state(
     module = _unwrapped(module)
     own = module.state_dict()
     if not any(name in own for name in state):
-        state = _without_wrappers(state)
-    layout = _layout(state) if isinstance(module, Encoder) else "own names"
+        state = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): state[name] for name in state}
     if isinstance(module, Encoder):
-        state, unexpected = _renamed(state, layout)
-        if not any(name in own for name in state if name.startswith("backbone.")):
+        layout = _layout(state, own)
+        names = _names(state, layout)
+        if not any(name.startswith("backbone.") and name in own for name in names.values()):
             raise ValueError(
                 f"{source}: must hold the weights of a backbone like the encoder's, got "
-                f"{_listed(unexpected or tuple(state))}"
+                f"{_listed(tuple(state))}"
             )
-        fitting = _check_head(module, state, layout, source) if head else False
-        if not fitting:
-            unexpected += tuple(name for name in state if not name.startswith("backbone."))
-            state = {name: tensor for name, tensor in state.items() if name not in unexpected}
+        if not (
+            head and _has_head_of(module, {names[key]: state[key] for key in names}, layout, source)
+        ):
+            names = {key: name for key, name in names.items() if name.startswith("backbone.")}
     else:
-        unexpected = ()
+        layout = "own names"
+        names = {key: key for key in state}
 
     matched = {}
-    for name, tensor in state.items():
+    for key, name in names.items():
         if name not in own:
-            unexpected += (name,)
             continue
+        tensor = state[key]
         if tensor.dim() == 4 and own[name].dim() == 2 and tensor.shape[2:] == (1, 1):
             tensor = tensor[:, :, 0, 0]  # a Linear that was written as a convolution
         if tensor.shape != own[name].shape:
@@ -156,47 +160,51 @@ def load_state(
                 f"{source}: {name} must have shape {tuple(own[name].shape)}, got {tuple(tensor.shape)}"
             )
         matched[name] = tensor
+    if not matched:
+        raise ValueError(f"{source}: must hold weights of the module, got {_listed(tuple(state))}")
     # Files of early torch versions do not count batches, and nothing of ours reads the count.
     missing = tuple(
         name for name in own if name not in matched and not name.endswith("num_batches_tracked")
     )
-    if not matched:
-        raise ValueError(f"{source}: must hold weights of the module, got {_listed(tuple(state))}")
+    unexpected = tuple(key for key in state if names.get(key) not in matched)
     if isinstance(module, Encoder):
-        for what, names in (("must have", missing), ("must not have", unexpected)):
-            if wrong := tuple(name for name in names if _of_backbone(name)):
+        lacking = tuple(name for name in missing if name.startswith("backbone."))
+        strange = tuple(key for key in unexpected if names.get(key, "").startswith("backbone."))
+        if layout == "backbone":
+            strange = ()  # a classifier has any name
+        for rule, wrong in (("must have", lacking), ("must not have", strange)):
+            if wrong:
                 raise ValueError(
-                    f"{source}: {what} {_listed(wrong)}, to be the encoder's kind of network"
+                    f"{source}: {rule} {_listed(wrong)}, to be of the encoder's kind of network"
                 )
     module.load_state_dict(matched, strict=False)
     return Loaded(source, layout, tuple(matched), missing, unexpected, epoch)
 
 
-def _layout(state: dict[str, torch.Tensor]) -> str:
+def _layout(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> str:
     if "base.0.weight" in state:
         return "base"
-    if any(name.startswith("CNN.") for name in state):
+    if any(key.startswith("CNN.") for key in state):
         return "scl"
-    return "flat" if "conv1.weight" in state else "pyreid"
+    if any(key in own for key in state):
+        return "pyreid"
+    return "flat" if "conv1.weight" in state else "backbone"
 
 
-def _renamed(
-    state: dict[str, torch.Tensor], layout: str
-) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """Tensors by the encoder's names, and the file's names of those it has no place for."""
-    prefixes = _LAYOUTS[layout]
-    renamed, unexpected = {}, []
-    for name, tensor in state.items():
-        found = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
-        if ".BN_S." in name or (prefixes and found is None):
-            unexpected.append(name)
-        else:
-            ours = prefixes[found] + name.removeprefix(found) if found else name
-            renamed[ours.replace(".BN_T.", ".")] = tensor
-    return renamed, tuple(unexpected)
+def _names(state: dict[str, torch.Tensor], layout: str) -> dict[str, str]:
+    """The encoder's name of each of the file's that the layout has a place for."""
+    names = {}
+    for key in state:
+        prefix = next((prefix for prefix in _LAYOUTS[layout] if key.startswith(prefix)), None)
+        if prefix is not None and ".BN_S." not in key:
+            name = _LAYOUTS[layout][prefix] + key.removeprefix(prefix)
+            names[key] = name.replace(".BN_T.", ".")
+    return names
 
 
-def _check_head(encoder: Encoder, state: dict[str, torch.Tensor], layout: str, source: str) -> bool:
+def _has_head_of(
+    encoder: Encoder, state: dict[str, torch.Tensor], layout: str, source: str
+) -> bool:
     """Whether the file's neck belongs to features that the encoder makes; raises where that is no choice."""
     if not any(name.startswith("neck.") for name in state):
         return True
@@ -204,24 +212,19 @@ def _check_head(encoder: Encoder, state: dict[str, torch.Tensor], layout: str, s
     own_width = encoder.dim if isinstance(encoder.embedding, nn.Linear) else 0
     pooling = "gem" if "pool.p" in state else "average"
     own_pooling = "gem" if isinstance(encoder.pool, GeM) else "average"
-    if layout == "scl" and (width, pooling) != (own_width, own_pooling):
-        return (
-            False  # its head has stripes beside it, so an encoder is rarely meant to be all of it
-        )
-    for option, file_has, own_has in (
-        ("embedding", width, own_width),
-        ("pooling", pooling, own_pooling),
-    ):
-        if file_has != own_has:
-            raise ValueError(
-                f"{source}: {option} must be {file_has}, as the file's neck was trained with, got "
-                f"{own_has} (head=False loads the backbone alone)"
-            )
-    return True
-
-
-def _of_backbone(name: str) -> bool:
-    return name.startswith("backbone.") and not name.startswith("backbone.fc.")
+    if (width, pooling) == (own_width, own_pooling):
+        return True
+    if (
+        layout == "scl"
+    ):  # an encoder cannot have the stripes beside this head, and may do without both
+        return False
+    option, file_has, own_has = (
+        ("embedding", width, own_width) if width != own_width else ("pooling", pooling, own_pooling)
+    )
+    raise ValueError(
+        f"{source}: {option} must be {file_has}, as the file's neck was trained with, got {own_has} "
+        "(head=False loads the backbone alone)"
+    )
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
@@ -232,10 +235,6 @@ def _unwrapped(module: nn.Module) -> nn.Module:
             module = inner
         else:
             return module
-
-
-def _without_wrappers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): state[name] for name in state}
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], int | None]:

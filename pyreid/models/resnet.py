@@ -86,7 +86,7 @@ class Block(nn.Module):
         maps = self.bn2(self.conv2(maps))
         if self.bottleneck:
             maps = self.bn3(self.conv3(self.relu(maps)))
-        maps = maps + shortcut
+        maps += shortcut
         return self.relu(maps if self.IN is None else self.IN(maps))
 
 

@@ -101,12 +101,13 @@ class Proxies(NamedTuple):
     labels: torch.Tensor  # (M,)
     cameras: torch.Tensor  # (M,)
     of_label: torch.Tensor  # (C, J) the rows of labels 0, ..., C - 1, padded with -1
+    norms: torch.Tensor  # (D,) of each feature dimension, over all proxies
 
 
 def camera_proxies(features: torch.Tensor, labels: torch.Tensor, cameras: torch.Tensor) -> Proxies:
     """Proxies of (N, D) features; images with label -1 are left out."""
     means, of, seen_by, _ = ops.class_means(features, labels, cameras, normalize=True)
-    return Proxies(means, of, seen_by, rows_of_each(of))
+    return Proxies(means, of, seen_by, rows_of_each(of), means.norm(dim=0))
 
 
 def agnostic_loss(
@@ -167,7 +168,7 @@ def camera_loss(
     """
     queries = normalize(features.float())
     if proxy_norm == "column":
-        queries = queries / proxies.features.norm(dim=0).clamp(min=1e-12)
+        queries = queries / proxies.norms.clamp(min=1e-12)
     own = proxies.of_label[labels]
     negatives = ops.mine_negatives(
         queries.detach(),

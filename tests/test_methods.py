@@ -493,6 +493,12 @@ def test_ice_teacher_follows_after_the_step():
         ({"hard_weight": 0.0}, 3, (1, 2), {"agnostic", "camera", "soft"}),
         ({"soft_weight": 0.0}, 2, (1, 1), {"agnostic", "camera", "hard"}),
         ({"soft_weight": 0.0, "hard_weight": 0.0}, 1, (1, 0), {"agnostic", "camera"}),
+        (
+            {"soft_weight": 0.0, "hard_weight": 0.0, "extra_forwards": True},
+            2,
+            (2, 2),
+            {"agnostic", "camera"},
+        ),
     ],
     ids=str,
 )
@@ -688,6 +694,17 @@ def test_loss_wants_labels(name):
     with pytest.raises(ValueError) as error:
         method.loss(batch)
     assert str(error.value) == f"{type(method).__name__}.loss: label() must have been called"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_loss_wants_its_views(name):
+    method = method_of(name)
+    batch = dataclasses.replace(step(method), views=(randn(16, *SHAPE),) * 2)
+    with pytest.raises(ValueError) as error:
+        method.loss(batch)
+    wanted = {"ice": "views strong, strong, weak", "cluster-contrast": "view standard"}[name]
+    where = f"{type(method).__name__}.loss"
+    assert str(error.value) == f"{where}: batch must have {wanted}, got 2 views"
 
 
 @pytest.mark.parametrize("name", METHODS)

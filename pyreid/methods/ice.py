@@ -206,7 +206,7 @@ def hard_instance_loss(
         h_i = min of s_ij over j of i's label;    s_ij = <q_i, k_j>
         L   = mean_i -log( exp(h_i / t) / (exp(h_i / t) + sum_{j of other labels} exp(s_ij / t)) )
 
-    Images may have any number of negatives; without one, their loss is 0.
+    Images may have any number of negatives; without one, their loss is 0. Each has a key of its label.
 
     Args:
         queries: (B, D) the encoder's, keys: (B, D) the teacher's, of another view; both normalised here.
@@ -274,9 +274,10 @@ class ICE(nn.Module):
         super().__init__()
         self.config = config = config or Config()
         self.encoder = encoder
-        # Views that no term asks for are not even made. A teacher that then sees no batch has no batch
+        # Views that nothing asks for are not even made. A teacher that then sees no batch has no batch
         # statistics of its own and takes the encoder's.
-        self.views = self.views[: 3 if config.soft_weight else 2 if config.hard_weight else 1]
+        second = config.hard_weight or config.extra_forwards
+        self.views = self.views[: 3 if config.soft_weight else 2 if second else 1]
         buffers = "own" if len(self.views) > 1 else "copy"
         self.teacher = Teacher(encoder, config.teacher_momentum, buffers=buffers)
         self.clusters: Clusters | None = None
@@ -314,9 +315,12 @@ class ICE(nn.Module):
         their losses is the loss of one process with the whole batch."""
         if self.centroids is None:
             raise ValueError("ICE.loss: label() must have been called")
+        if len(batch.views) != len(self.views):
+            wanted, got = ", ".join(self.views), len(batch.views)
+            raise ValueError(f"ICE.loss: batch must have views {wanted}, got {got} views")
         config, labels, cameras = self.config, batch.labels, batch.cameras
         features = self.encoder(batch.views[0]).float()
-        if config.extra_forwards and len(batch.views) > 1:
+        if config.extra_forwards:
             with torch.no_grad():
                 self.encoder(batch.views[1])
         self._features = normalize(features.detach())

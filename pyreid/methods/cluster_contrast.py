@@ -123,8 +123,11 @@ class ClusterContrast(nn.Module):
         """Lines 4 and 5: the terms of the loss."""
         if self.centroids is None:
             raise ValueError("ClusterContrast.loss: label() must have been called")
-        (images,) = batch.views
-        features = self.encoder(images).float()
+        if len(batch.views) != 1:
+            raise ValueError(
+                f"ClusterContrast.loss: batch must have view standard, got {len(batch.views)} views"
+            )
+        features = self.encoder(batch.views[0]).float()
         self._features = normalize(features.detach())
         nce = cluster_nce(
             features, batch.labels, self.centroids, temperature=self.config.temperature

@@ -101,12 +101,13 @@ class Proxies(NamedTuple):
     labels: torch.Tensor  # (M,)
     cameras: torch.Tensor  # (M,)
     of_label: torch.Tensor  # (C, J) the rows of labels 0, ..., C - 1, padded with -1
+    norms: torch.Tensor  # (D,) of each feature dimension, over all proxies
 
 
 def camera_proxies(features: torch.Tensor, labels: torch.Tensor, cameras: torch.Tensor) -> Proxies:
     """Proxies of (N, D) features; images with label -1 are left out."""
     means, of, seen_by, _ = ops.class_means(features, labels, cameras, normalize=True)
-    return Proxies(means, of, seen_by, rows_of_each(of))
+    return Proxies(means, of, seen_by, rows_of_each(of), means.norm(dim=0))
 
 
 def agnostic_loss(
@@ -167,7 +168,7 @@ def camera_loss(
     """
     queries = normalize(features.float())
     if proxy_norm == "column":
-        queries = queries / proxies.features.norm(dim=0).clamp(min=1e-12)
+        queries = queries / proxies.norms.clamp(min=1e-12)
     own = proxies.of_label[labels]
     negatives = ops.mine_negatives(
         queries.detach(),
@@ -205,7 +206,7 @@ def hard_instance_loss(
         h_i = min of s_ij over j of i's label;    s_ij = <q_i, k_j>
         L   = mean_i -log( exp(h_i / t) / (exp(h_i / t) + sum_{j of other labels} exp(s_ij / t)) )
 
-    Images may have any number of negatives; without one, their loss is 0.
+    Images may have any number of negatives; without one, their loss is 0. Each has a key of its label.
 
     Args:
         queries: (B, D) the encoder's, keys: (B, D) the teacher's, of another view; both normalised here.
@@ -270,9 +271,10 @@ class ICE(nn.Module):
         super().__init__()
         self.config = config = config or Config()
         self.encoder = encoder
-        # Views that no term asks for are not even made. A teacher that then sees no batch has no batch
+        # Views that nothing asks for are not even made. A teacher that then sees no batch has no batch
         # statistics of its own and takes the encoder's.
-        self.views = self.views[: 3 if config.soft_weight else 2 if config.hard_weight else 1]
+        second = config.hard_weight or config.extra_forwards
+        self.views = self.views[: 3 if config.soft_weight else 2 if second else 1]
         buffers = "own" if len(self.views) > 1 else "copy"
         self.teacher = Teacher(encoder, config.teacher_momentum, buffers=buffers)
         self.clusters: Clusters | None = None
@@ -310,9 +312,12 @@ class ICE(nn.Module):
         their losses is the loss of one process with the whole batch."""
         if self.centroids is None:
             raise ValueError("ICE.loss: label() must have been called")
+        if len(batch.views) != len(self.views):
+            wanted, got = ", ".join(self.views), len(batch.views)
+            raise ValueError(f"ICE.loss: batch must have views {wanted}, got {got} views")
         config, labels, cameras = self.config, batch.labels, batch.cameras
         features = self.encoder(batch.views[0]).float()
-        if config.extra_forwards and len(batch.views) > 1:
+        if config.extra_forwards:
             with torch.no_grad():
                 self.encoder(batch.views[1])
         self._features = normalize(features.detach())

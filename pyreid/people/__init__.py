@@ -1,0 +1,248 @@
+"""Made-up people in made-up cameras: data to train on and to be tested with, without a data set.
+
+A person is a walking body of tapered capsules (`body`), seen by a renderer of our own (`render`), dressed
+from a wardrobe in which many things look alike (`wardrobe`), before cameras that do not (`scene`). Every
+picture is a function of the seed, the person, the camera and its number (`photograph`): a larger set holds
+the smaller one, and any number of processes draws the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from pyreid import options
+from pyreid.data import ImageArrays, ReidData
+from pyreid.options import option
+from pyreid.people.photograph import photograph, visits
+from pyreid.progress import Progress
+
+__all__ = ["People", "contact_sheet", "people_data", "photograph", "write_market"]
+
+T = TypeVar("T")
+
+# The folders of Market-1501's layout, and what they are to a trainer.
+_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+_QUALITY = 90  # of JPEG
+_CHUNK = 32  # pictures that a process draws at a time
+_ASTRAY = 0.3  # heights by which a detector misses a person
+_STRANGERS = 1_000_000_000  # numbers of people who are in no subset
+
+
+@dataclass(frozen=True)
+class People:
+    """What is drawn. Training people have odd ids, test people even ones: more of either changes nothing of
+    the others. Each appears in two cameras at least, not in all."""
+
+    ids: int = option(100, "people to train on")
+    test_ids: int | None = option(None, "other people, to test with; none: half as many")
+    cameras: int = option(6, "cameras, as unlike each other as can be")
+    images: int = option(4, "images of each person in each camera where they appear")
+    height: int = option(64, "of an image, in pixels")
+    width: int = option(32, "of an image, in pixels")
+    seed: int = option(0, "of all that is random")
+    distractors: int = option(
+        0, "images in the gallery of nobody, or of strangers half missed: id 0"
+    )
+    junk: int = option(0, "images in the gallery that miss a test person: id -1")
+    occlusion: float = option(0.15, "how often something hides a part of the person")
+
+    def __post_init__(self) -> None:
+        least = {"ids": 1, "test_ids": 0, "cameras": 1, "images": 2, "height": 16, "width": 8}
+        least |= {"seed": 0, "distractors": 0, "junk": 0, "occlusion": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"People: {name} must be at least {low}, got {value}")
+        if self.occlusion > 1:
+            raise ValueError(f"People: occlusion must be at most 1, got {self.occlusion}")
+        if self.width > 2 * self.height:
+            raise ValueError(
+                f"People: width must be at most twice the height {self.height}, got {self.width}"
+            )
+        if self.junk and self.test_count == 0:
+            raise ValueError("People: junk must be 0 where there are no test people")
+
+    @property
+    def test_count(self) -> int:
+        return self.ids // 2 if self.test_ids is None else self.test_ids
+
+
+class _Shot(NamedTuple):
+    """One image to be drawn."""
+
+    id: int
+    camera: int
+    who: int | None
+    number: int
+    astray: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """As in Market-1501: identity, camera and sequence, frame, box."""
+        person = "-1" if self.id < 0 else f"{self.id:04d}"
+        return f"{person}_c{self.camera + 1}s1_{25 * self.number + 1:06d}_01.jpg"
+
+
+def people_data(
+    people: People | None = None, *, workers: int = 0, quiet: bool = False, **changes: Any
+) -> ReidData:
+    """Made-up people, in memory, with the names they would have in Market-1501's layout.
+
+    Args:
+        people: what is drawn; `changes` to it may be given by name: `people_data(ids=20, seed=1)`.
+        workers: processes that draw; 0: this one.
+        quiet: shows no progress.
+    """
+    people = replace(people or People(), **changes)
+    subsets: dict[str, Any] = {}
+    for subset, shots in _subsets(people).items():
+        pixels = np.empty((len(shots), people.height, people.width, 3), dtype=np.uint8)
+        done = 0
+        for drawn in _at_work(partial(_drawn, people), shots, workers, subset, quiet):
+            pixels[done : done + len(drawn)] = drawn
+            done += len(drawn)
+        subsets[subset] = ImageArrays(
+            pixels,
+            [f"{_FOLDERS[subset]}/{shot.name}" for shot in shots],
+            np.array([shot.id for shot in shots], dtype=np.int64),
+            np.array([shot.camera for shot in shots], dtype=np.int64),
+        )
+    return ReidData("people", **subsets)
+
+
+def write_market(
+    path: str | os.PathLike[str],
+    people: People | None = None,
+    *,
+    workers: int = 0,
+    quiet: bool = False,
+    **changes: Any,
+) -> None:
+    """The images of `people_data` as JPEG files, in a new folder of Market-1501's layout, with people.json,
+    which says what was drawn.
+
+    The folder has its name only once it is whole. Until then it is called .NAME.unfinished.
+    """
+    people = replace(people or People(), **changes)
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"write_market: {path} must be new or an empty folder")
+    if not path.parent.is_dir():
+        raise ValueError(f"write_market: there is no folder {path.parent}")
+    unfinished = path.parent / f".{path.name}.unfinished"
+    try:
+        unfinished.mkdir()
+    except FileExistsError:
+        raise ValueError(
+            f"write_market: another run is writing, or was killed and left, {unfinished}: delete it"
+        ) from None
+    try:
+        for subset, shots in _subsets(people).items():
+            folder = unfinished / _FOLDERS[subset]
+            folder.mkdir()
+            for _ in _at_work(partial(_written, people, folder), shots, workers, subset, quiet):
+                pass
+        settings = json.dumps(options.to_dict(people), indent=2) + "\n"
+        (unfinished / "people.json").write_text(settings)
+        if path.exists():
+            path.rmdir()
+        unfinished.rename(path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def contact_sheet(
+    people: People | None = None, *, rows: int = 8, views: Sequence[int] = (0, 3, 6), **changes: Any
+) -> Image.Image:
+    """What the people look like: a row for each of the first training people; in columns, each camera with
+    the person turned by `views` times 45 degrees."""
+    people = replace(people or People(), **changes)
+    sheet = np.vstack(
+        [
+            np.hstack(
+                [
+                    _draw(people, _Shot(0, camera, 2 * row + 1, number), view)
+                    for camera in range(people.cameras)
+                    for number, view in enumerate(views)
+                ]
+            )
+            for row in range(rows)
+        ]
+    )
+    return Image.fromarray(sheet)
+
+
+def _subsets(people: People) -> dict[str, list[_Shot]]:
+    """What each subset holds, sorted by name."""
+    seed, cameras = people.seed, people.cameras
+    train, query, gallery = [], [], []
+    for who in range(1, 2 * people.ids, 2):
+        for camera in visits(seed, who, cameras):
+            train += [_Shot(who, camera, who, number) for number in range(people.images)]
+    tested = range(2, 2 * people.test_count + 1, 2)
+    for who in tested:
+        for camera in visits(seed, who, cameras):
+            query.append(_Shot(who, camera, who, 0))
+            gallery += [_Shot(who, camera, who, number) for number in range(1, people.images)]
+    for number in range(people.distractors):
+        stranger = _STRANGERS + number if number % 2 else None
+        gallery.append(_Shot(0, number % cameras, stranger, number, _ASTRAY))
+    for number in range(people.junk):
+        who = tested[number % len(tested)]
+        gallery.append(_Shot(-1, number % cameras, who, people.images + number, _ASTRAY))
+    subsets = {"train": train, "query": query, "gallery": gallery}
+    return {subset: sorted(shots, key=lambda shot: shot.name) for subset, shots in subsets.items()}
+
+
+def _draw(people: People, shot: _Shot, view: int | None = None) -> np.ndarray:
+    return photograph(
+        people.seed,
+        shot.who,
+        shot.camera,
+        shot.number,
+        height=people.height,
+        width=people.width,
+        occlusion=people.occlusion,
+        astray=shot.astray,
+        view=view,
+    )
+
+
+def _drawn(people: People, shots: list[_Shot]) -> np.ndarray:
+    return np.stack([_draw(people, shot) for shot in shots])
+
+
+def _written(people: People, folder: Path, shots: list[_Shot]) -> list[str]:
+    for shot in shots:
+        Image.fromarray(_draw(people, shot)).save(folder / shot.name, quality=_QUALITY)
+    return [shot.name for shot in shots]
+
+
+def _at_work(
+    work: Callable[[list[_Shot]], T], shots: list[_Shot], workers: int, label: str, quiet: bool
+) -> Iterator[T]:
+    """What `work` makes of the shots, some at a time and in their order."""
+    chunks = [shots[first : first + _CHUNK] for first in range(0, len(shots), _CHUNK)]
+    with Progress(f"drawing people, {label}", len(shots), unit="images", quiet=quiet) as progress:
+        if workers:
+            with ProcessPoolExecutor(workers) as pool:
+                for chunk, made in zip(chunks, pool.map(work, chunks), strict=True):
+                    progress.advance(len(chunk))
+                    yield made
+        else:
+            for chunk in chunks:
+                made = work(chunk)
+                progress.advance(len(chunk))
+                yield made

@@ -7,14 +7,24 @@ from functools import lru_cache
 
 import numpy as np
 
-from pyreid.people.body import JOINTS, Proportions, body, skeleton, walking
-from pyreid.people.render import lit, render
+from pyreid.people.body import JOINTS, Capsules, Proportions, body, skeleton, walking
+from pyreid.people.render import Window, lit, render
 from pyreid.people.scene import Camera, streaked
 from pyreid.people.wardrobe import Outfit
 
-_PERSON, _CAMERA, _PASS, _SHOT, _PASSER = range(5)  # what random numbers are for
+_PERSON, _CAMERA, _VISITS, _PASS, _SHOT, _PASSER = range(6)  # what random numbers are for
 _PER_PASS = 4  # images of a person who crosses a camera's view once
 _FINER = 2  # pixels of the renderer to one of the picture, along each axis
+
+
+# What an arm may do besides swinging: the left shoulder's and elbow's turns about x, y and z.
+_GESTURES = {
+    "none": None,
+    "calls": ((-0.5, 0, 0), (-2.3, 0, 0)),
+    "reads": ((-0.35, 0, 0), (-1.5, 0, 0)),
+    "hand in pocket": ((0.25, 0, 0.25), (-0.7, 0, 0)),
+    "carries": ((0.05, 0, 0.16), (-0.08, 0, 0)),
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,7 @@ class Person:
     proportions: Proportions
     outfit: Outfit
     stride: float
-    swing: float
+    swing: float  # of the arms
     stoop: float
 
     @staticmethod
@@ -35,6 +45,15 @@ class Person:
             stoop=float(np.abs(rng.normal(0, 0.08))),
         )
 
+    def walk(self, phase: float, pace: float, gesture: str) -> Capsules:
+        """Dressed, facing the viewer; a gesture is made with the hand that carries no bag."""
+        pose = walking(phase, pace * self.stride, swing=self.swing, stoop=self.stoop)
+        carrying, other = (1, -1) if self.outfit.bag_side > 0 else (-1, 1)
+        _make(pose, "carries" if self.outfit.bag == "hand" else "none", carrying)
+        _make(pose, gesture, other)
+        pieces = self.outfit.dress(body(self.proportions))
+        return skeleton(self.proportions, pose).attach(pieces)
+
 
 @lru_cache(maxsize=256)
 def person(seed: int, number: int) -> Person:
@@ -43,7 +62,7 @@ def person(seed: int, number: int) -> Person:
 
 @lru_cache(maxsize=64)
 def camera(seed: int, number: int) -> Camera:
-    return Camera.draw(np.random.SeedSequence((seed, _CAMERA, number)))
+    return Camera.draw(seed, _CAMERA, number)
 
 
 def photograph(
@@ -67,24 +86,25 @@ def photograph(
     """
     seen = camera(seed, where)
     key = (0 if who is None else who + 1, where)
-    track = _random(seed, _PASS, *key, shot // _PER_PASS)
+    track = _random(seed, _PASS, *key, shot // _PER_PASS)  # what the images of a pass share
     rng = _random(seed, _SHOT, *key, shot)
-    drawn = int(track.choice(8, p=seen.views))
-    yaw = np.pi / 4 * (drawn if view is None else view) + track.normal(0, 0.18)
-    pose = _pose(track)
+    turns = int(track.choice(8, p=seen.views))
+    yaw = np.pi / 4 * (turns if view is None else view) + track.normal(0, 0.18)
+    gesture = str(track.choice(list(_GESTURES)[:4], p=(0.7, 0.1, 0.1, 0.1)))
 
     picture = seen.backdrop(height, width, rng)
-    hidden = rng.random() < occlusion
-    crowded = hidden and rng.random() < 0.4
     if who is not None:
-        away = astray * np.array([rng.choice((-1, 1)), rng.normal(0, 0.5)]) if astray else (0, 0)
-        _show(picture, seen, person(seed, who), yaw + rng.normal(0, 0.12), pose, away, rng)
-    if crowded:  # someone else passes before
-        passer = Person.draw(_random(seed, _PASSER, int(rng.integers(2**31))))
-        away = rng.choice((-1, 1)) * rng.uniform(0.22, 0.34), rng.uniform(-0.12, 0.02)
-        _show(picture, seen, passer, rng.uniform(0, 2 * np.pi), pose, away, rng)
-    elif hidden:
-        seen.occlude(picture, rng)
+        capsules = person(seed, who).walk(*_stride(rng), gesture)
+        missed = astray * height / width * float(rng.choice((-1, 1))), astray * rng.normal(0, 0.5)
+        _add(picture, seen, person(seed, who), capsules, yaw + rng.normal(0, 0.12), missed, rng)
+    if rng.random() < occlusion:
+        if rng.random() < 0.4:  # someone else passes before
+            passer = Person.draw(_random(seed, _PASSER, int(rng.integers(2**31))))
+            beside = rng.choice((-1, 1)) * rng.uniform(0.5, 0.75), rng.uniform(-0.12, 0.02)
+            capsules = passer.walk(*_stride(rng), "none")
+            _add(picture, seen, passer, capsules, rng.uniform(0, 2 * np.pi), beside, rng)
+        else:
+            seen.occlude(picture, rng)
     if rng.random() < 0.15:
         picture = streaked(picture, 1 + max(1, round(rng.uniform(0.01, 0.03) * height)))
     return seen.expose(picture, rng)
@@ -92,7 +112,7 @@ def photograph(
 
 def visits(seed: int, who: int, cameras: int) -> list[int]:
     """The cameras in which a person appears: two at least, where there are two."""
-    rng = _random(seed, _PERSON, who, 1)
+    rng = _random(seed, _VISITS, who)
     many = int(rng.integers(min(2, cameras), cameras + 1))
     return sorted(int(where) for where in rng.permutation(cameras)[:many])
 
@@ -101,54 +121,55 @@ def _random(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
-def _pose(rng: np.random.Generator) -> dict:
-    """What arms do while a person passes: nothing much, a telephone, a hand in a pocket."""
-    habit = rng.random()
-    side = str(rng.choice(("left", "right")))
-    if habit < 0.1:
-        return {f"{side} shoulder": (-0.5, 0, 0), f"{side} elbow": (-2.3, 0, 0)}
-    if habit < 0.2:
-        return {f"{side} shoulder": (-0.35, 0, 0), f"{side} elbow": (-1.5, 0, 0)}
-    if habit < 0.3:
-        sign = 1 if side == "left" else -1
-        return {f"{side} shoulder": (0.25, 0, 0.25 * sign), f"{side} elbow": (-0.7, 0, 0)}
-    return {}
+def _stride(rng: np.random.Generator) -> tuple[float, float]:
+    """Phase and pace."""
+    return rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.1)
 
 
-def _show(picture, seen: Camera, who: Person, yaw: float, arms: dict, away, rng) -> None:
-    """Draws a person into the picture, where a detector would have cut it out."""
+def _make(pose: np.ndarray, gesture: str, sign: int) -> None:
+    """A gesture with the left arm (1) or the right (-1)."""
+    if angles := _GESTURES[gesture]:
+        side = "left" if sign > 0 else "right"
+        for joint, (about_x, about_y, about_z) in zip(("shoulder", "elbow"), angles, strict=True):
+            pose[JOINTS[f"{side} {joint}"]] = about_x, sign * about_y, sign * about_z
+
+
+def _add(
+    picture: np.ndarray,
+    seen: Camera,
+    who: Person,
+    capsules: Capsules,
+    yaw: float,
+    missed: tuple[float, float],
+    rng: np.random.Generator,
+) -> None:
+    """Draws a person into a picture as a detector cuts it out, which may have missed by some widths and
+    heights."""
     height, width = picture.shape[:2]
-    phase, pace = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.1)
-    pose = walking(phase, pace * who.stride, swing=who.swing, stoop=who.stoop)
-    for joint, angles in arms.items():
-        pose[JOINTS[joint]] = angles
-    pieces = who.outfit.dress(body(who.proportions))
-    capsules = skeleton(who.proportions, pose).attach(pieces).turned(yaw, seen.pitch)
-
+    capsules = capsules.turned(yaw, seen.pitch)
     left, bottom, right, top = capsules.box()
     tall = (top - bottom) * np.clip(rng.normal(1.07, 0.035), 0.97, 1.2)
     wide = np.clip(1.15 * (right - left), 0.42 * tall, 0.56 * tall)
-    x = (left + right) / 2 + wide * (rng.normal(0, 0.045) - away[0] * height / width)
-    y = (bottom + top) / 2 + tall * (rng.normal(0, 0.02) - away[1])
+    x = (left + right) / 2 + wide * (rng.normal(0, 0.045) - missed[0])
+    y = (bottom + top) / 2 + tall * (rng.normal(0, 0.02) - missed[1])
     window = (x - wide / 2, y - tall / 2, x + wide / 2, y + tall / 2)
     _shadow(picture, capsules, window)
 
     surface = render(capsules, _FINER * height, _FINER * width, window=window)
     colour = who.outfit.paint(surface) * lit(surface.normals, seen.light, seen.ambient)[:, None]
-    layer = surface.picture(np.concatenate([colour, np.ones_like(colour[:, :1])], axis=1))
-    layer = sum(layer[i::_FINER, j::_FINER] for i in range(_FINER) for j in range(_FINER))
-    layer /= _FINER**2
+    fine = surface.picture(np.concatenate([colour, np.ones_like(colour[:, :1])], axis=1))
+    parts = [fine[i::_FINER, j::_FINER] for i in range(_FINER) for j in range(_FINER)]
+    layer = np.add.reduce(parts) / np.float32(_FINER**2)
     picture *= 1 - layer[..., 3:]
     picture += layer[..., :3]
 
 
-def _shadow(picture: np.ndarray, capsules, window) -> None:
+def _shadow(picture: np.ndarray, capsules: Capsules, window: Window) -> None:
     """Soft and dark, below the feet."""
     height, width = picture.shape[:2]
     left, bottom, right, top = window
-    foot, _, other, _ = capsules.box()
-    low = capsules.box()[1]
-    x = (left + (right - left) * (np.arange(width) + 0.5) / width - (foot + other) / 2) / 0.38
-    y = (top - (top - bottom) * (np.arange(height) + 0.5) / height - low - 0.06) / 0.10
-    dark = 0.45 * np.exp(-(x[None, :] ** 2) - y[:, None] ** 2)
+    first, feet, last, _ = capsules.box()
+    x = left + (right - left) / width * (np.arange(width) + 0.5) - (first + last) / 2
+    y = top - (top - bottom) / height * (np.arange(height) + 0.5) - feet - 0.06
+    dark = 0.45 * np.exp(-((x / 0.38) ** 2) - (y[:, None] / 0.10) ** 2)
     picture *= (1 - dark[..., None]).astype(np.float32)

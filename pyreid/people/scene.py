@@ -1,4 +1,4 @@
-"""Surveillance cameras: the place each one watches, what stands before it, and what lens and sensor make of it.
+"""Surveillance cameras: the place each one watches, what stands before it, what lens and sensor make of it.
 
 Cameras differ as those of a real network do, and more: another wall and floor, light from elsewhere, another
 cast, sharpness and compression. To what has not been trained, two people in one camera look more alike than
@@ -7,7 +7,8 @@ one person in two.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -21,7 +22,7 @@ _WIDTH = 6.0  # its width, in heights of a picture
 class Camera:
     """How one camera sees. Lengths in pictures are parts of the height."""
 
-    place: np.random.SeedSequence
+    key: tuple[int, ...]  # of its random numbers
     views: np.ndarray  # (8,): how often people are seen turned by k * 45 degrees
     pitch: float  # how far it looks down, in radians
     light: np.ndarray  # (3,), unit, towards it
@@ -35,12 +36,10 @@ class Camera:
     resolution: float  # of the sensor, over that of the picture
     noise: float
     compression: float  # the step of the coefficients
-    _places: dict[int, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
-    def draw(seed: np.random.SeedSequence) -> Camera:
-        place, rest = seed.spawn(2)
-        rng = np.random.default_rng(rest)
+    def draw(*key: int) -> Camera:
+        rng = np.random.default_rng(key)
         views = np.full(8, 0.03)
         main = int(rng.integers(8))
         views[[main, (main + int(rng.integers(3, 6))) % 8]] += (0.5, 0.26)
@@ -48,7 +47,7 @@ class Camera:
         cast = rng.normal(0, 1, 3)
         cast -= cast.mean()
         return Camera(
-            place=place,
+            key=key,
             views=views / views.sum(),
             pitch=float(rng.uniform(0.02, 0.42)),
             light=light / np.linalg.norm(light),
@@ -66,9 +65,7 @@ class Camera:
 
     def backdrop(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         """(height, width, 3) float32: a piece of the place."""
-        if height not in self._places:
-            self._places[height] = _place(np.random.default_rng(self.place), height)
-        place = self._places[height]
+        place = _place(self.key, height)
         row = int(rng.integers(len(place) - height + 1))
         column = int(rng.integers(place.shape[1] - width + 1))
         return place[row : row + height, column : column + width].copy()
@@ -76,26 +73,26 @@ class Camera:
     def occlude(self, picture: np.ndarray, rng: np.random.Generator) -> None:
         """Something of the place comes before the person."""
         height, width = picture.shape[:2]
-        kind = int(np.random.default_rng(self.place).integers(3))  # each camera has its own
-        place = np.random.default_rng(self.place).uniform(0.1, 0.75, 3).astype(np.float32)
+        own = np.random.default_rng((*self.key, 2))
+        kind, paint = own.choice(("pillar", "railing", "plant")), own.uniform(0.1, 0.75, 3)
         row, column = np.mgrid[:height, :width].astype(np.float32) / np.float32(height)
-        if kind == 0:  # a pillar, round, at one side
+        if kind == "pillar":  # at one side
             wide = rng.uniform(0.05, 0.13)
             centre = rng.choice((rng.uniform(0.02, 0.17), rng.uniform(0.33, 0.48)))
             across = (column - np.float32(centre)) / np.float32(wide)
             hidden = np.abs(across) < 1
             shade = 0.6 + 0.4 * np.sqrt(np.maximum(1 - across**2, 0))
-        elif kind == 1:  # a railing
+        elif kind == "railing":
             top, step = rng.uniform(0.55, 0.72), rng.uniform(0.07, 0.12)
             bars = (column + np.float32(rng.uniform(0, 0.2))) % np.float32(step) < 0.018
             hidden = (row > top) & (bars | (row < top + 0.03))
             shade = np.ones_like(row)
-        else:  # a plant
+        else:
             leaves = _noise(rng, height, width, 0.06) + 0.5 * _noise(rng, height, width, 0.025)
             hidden = leaves > 0.5 + 3.5 * (rng.uniform(0.62, 0.78) - row)
-            place = np.array((0.18, 0.32, 0.12), dtype=np.float32)
+            paint = np.array((0.18, 0.32, 0.12))
             shade = 0.5 + leaves
-        picture[hidden] = (place * shade[..., None])[hidden]
+        picture[hidden] = paint.astype(np.float32) * shade[hidden, None]
 
     def expose(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """(height, width, 3) light -> uint8: lens, sensor and compression. The hour changes the exposure."""
@@ -118,11 +115,14 @@ def streaked(picture: np.ndarray, length: int) -> np.ndarray:
     """Motion along x, over `length` pixels."""
     edges = np.pad(picture, ((0, 0), (length // 2, length - 1 - length // 2), (0, 0)), mode="edge")
     width = picture.shape[1]
-    return sum(edges[:, shift : shift + width] for shift in range(length)) / np.float32(length)
+    parts = [edges[:, shift : shift + width] for shift in range(length)]
+    return np.add.reduce(parts) / np.float32(length)
 
 
-def _place(rng: np.random.Generator, unit: int) -> np.ndarray:
+@lru_cache(maxsize=32)
+def _place(key: tuple[int, ...], unit: int) -> np.ndarray:
     """A wall and a floor with things along them, for pictures of `unit` rows."""
+    rng = np.random.default_rng((*key, 1))
     height, width = round(_MARGIN * unit), round(_WIDTH * unit)
     row, column = np.mgrid[:height, :width].astype(np.float32) / np.float32(unit)
     horizon = rng.uniform(0.35, 0.95)

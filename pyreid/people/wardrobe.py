@@ -224,11 +224,10 @@ class Outfit:
         pieces = []
 
         def add(part: Part, start: Point, end: Point, *radii: float, both=False):
-            pieces.append(Piece(part, "head", start, end, (radii[0], radii[1])))
-            if both:
-                (x, *start_yz), (u, *end_yz) = start, end
-                mirrored = Piece(part, "head", (-x, *start_yz), (-u, *end_yz), (radii[0], radii[1]))
-                pieces.append(mirrored)
+            (x, y, z), (u, v, w), (first, last) = start, end, radii
+            for sign in (1, -1) if both else (1,):
+                ends = (sign * x, y, z), (sign * u, v, w)
+                pieces.append(Piece(part, "head", *ends, (first, last)))
 
         style = self.hair_style
         if style != "bald":

@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from pyreid import evaluation, models, people, report, train
+from pyreid import evaluation, models, options, people, report, train
 from pyreid.methods import METHODS
 
 PEOPLE = people.People(ids=120, test_ids=60, cameras=4, height=64, width=32)
+METHOD = METHODS["ice"].Config()
 TRAINING = train.Training(
     epochs=10,
     steps=40,
@@ -33,20 +35,17 @@ def main(output: str) -> int:
 
     torch.manual_seed(TRAINING.seed)
     encoder = models.build_encoder("small")
-    before = evaluate(encoder, data)
-    print(f"untrained: {brief(before)}\n", flush=True)
-    method = METHODS["ice"]
-    result = train.fit(method.Config(), encoder, data, TRAINING, output=folder)
+    result = train.fit(METHOD, encoder, data, TRAINING, output=folder)
     if result.stopped:
         return 130
-    print(f"\ntrained:   {brief(result.evaluation)}")
-    print(f"untrained: {brief(before)}\n")
-    seconds = {}
+    results: dict[str, Any] = {"untrained": result.before, "trained": result.evaluation}
+    print(f"\n{evaluation.summary(results)}\n")
+    seconds: dict[str, float] = {}
     for entry in result.history:
         for stage, spent in entry["seconds"].items():
             seconds[stage] = seconds.get(stage, 0.0) + spent
     print("seconds: " + ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items()))
-    page = report.of_run(folder, result, data, TRAINING, before=before)
+    page = write(folder, result, data)
     print(f"report:  {page}\n", flush=True)
 
     from pyreid.benchmarks import run
@@ -58,9 +57,21 @@ def main(output: str) -> int:
     return 0
 
 
-def evaluate(encoder, data) -> evaluation.Evaluation:
-    return evaluation.evaluate_data(encoder, data, height=PEOPLE.height, width=PEOPLE.width)
-
-
-def brief(found) -> str:
-    return f"mAP {float(found.ranking.mAP):6.1%}, rank-1 {float(found.ranking.cmc[0]):6.1%}"
+def write(folder, result, data) -> Path:
+    features = evaluation.extract_data(result.encoder, data, **TRAINING.extraction)
+    after = evaluation.evaluate(
+        features["query"], features["gallery"], data.query, data.gallery, rerank=True
+    )
+    return report.write_report(
+        folder,
+        title="ICE on made-up people",
+        results={"untrained": result.before, "trained": after},
+        history=result.history,
+        drawn=report.draw(data, features, result.labels),
+        data=data,
+        settings={
+            "people": options.to_dict(PEOPLE),
+            "method": options.to_dict(METHOD),
+            "training": options.to_dict(TRAINING),
+        },
+    )

@@ -18,7 +18,7 @@ import json
 import signal
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -85,6 +85,17 @@ class Training:
         if self.step_size is not None and self.step_size < 1:
             raise ValueError(f"fit: step_size must be at least 1, got {self.step_size}")
 
+    @property
+    def extraction(self) -> dict[str, Any]:
+        """The options of `evaluation.extract`."""
+        return {
+            "height": self.height,
+            "width": self.width,
+            "batch_size": self.test_batch,
+            "workers": self.workers,
+            "precision": self.precision,
+        }
+
     def learning_rate_at(self, epoch: int) -> float:
         rate = self.learning_rate
         if epoch < self.warmup_epochs:
@@ -116,13 +127,14 @@ class Result:
     encoder: the trained network, (B, 3, H, W) -> (B, D).
     labels: (N,) int64, those of the last epoch, in the order of the training images; -1 is none.
     history: one dict per epoch, as in metrics.jsonl.
-    evaluation: that of the last epoch, or None without test images.
+    before, evaluation: of the encoder as it came, and after the last epoch; None without test images.
     stopped: whether it was interrupted before its end.
     """
 
     encoder: torch.nn.Module
     labels: torch.Tensor
     history: list[dict[str, Any]]
+    before: dict[str, Any] | None
     evaluation: Evaluation | None
     stopped: bool
 
@@ -165,7 +177,9 @@ def fit(
             else:
                 run.save()
     stopped = run.epoch < run.training.epochs
-    return Result(run.method.inference, run.last_labels, run.history, run.evaluation, stopped)
+    return Result(
+        run.method.inference, run.last_labels, run.history, run.before, run.evaluation, stopped
+    )
 
 
 class _Run:
@@ -199,6 +213,7 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.entry: dict[str, Any] = {}
         self.best = -1.0
+        self.before: dict[str, Any] | None = None
         self.evaluation: Evaluation | None = None
 
     def begin(self, resume: bool) -> None:
@@ -228,6 +243,8 @@ class _Run:
             if distributed.rank() == 0:
                 self.write_text("config.json", json.dumps(self.settings, indent=2) + "\n")
                 self.write_metrics()
+        if self.epoch == self.step == 0 and self.evaluates:
+            self.before = self.ranked().to_dict()
         if self.training.compile:
             method.encoder.compile()
             if method.inference is not method.encoder:
@@ -250,18 +267,9 @@ class _Run:
         }
 
     def extract(self, images: Images) -> torch.Tensor:
-        return extract(self.method.inference, images, progress="features", **self.passes())
-
-    def passes(self) -> dict[str, Any]:
-        """Of the passes without gradient."""
-        training = self.training
-        return {
-            "height": training.height,
-            "width": training.width,
-            "batch_size": training.test_batch,
-            "workers": training.workers,
-            "precision": training.precision,
-        }
+        return extract(
+            self.method.inference, images, progress="features", **self.training.extraction
+        )
 
     # --- line 3
 
@@ -272,8 +280,8 @@ class _Run:
         if self.step == 0:
             torch.manual_seed(_seed(training.seed, self.epoch))
         method.train()
-        seconds = Counter(self.entry["seconds"])
-        sums = Counter(self.entry["losses"])
+        seconds: dict[str, float] = defaultdict(float, self.entry["seconds"])
+        sums: dict[str, Any] = dict(self.entry["losses"])
         moment = time.perf_counter()
 
         def spent(stage: str) -> None:
@@ -313,7 +321,7 @@ class _Run:
                 values = torch.stack([value.detach().float() for value in losses.values()])
                 distributed.mean_([values])
                 for name, value in zip(losses, values.double(), strict=True):
-                    sums[name] = sums[name] + value
+                    sums[name] = sums.get(name, 0.0) + value
                 progress.advance()
                 if interrupted():
                     break
@@ -350,8 +358,8 @@ class _Run:
         ):
             self.entry["skipped"] = self.entry.get("skipped", 0) + len(batch.skipped)
             if training.channels_last:
-                views = (view.contiguous(memory_format=torch.channels_last) for view in batch.views)
-                batch = dataclasses.replace(batch, views=tuple(views))
+                nhwc = (view.contiguous(memory_format=torch.channels_last) for view in batch.views)
+                batch = dataclasses.replace(batch, views=tuple(nhwc))
             yield batch
 
     def autocast(self):
@@ -374,20 +382,32 @@ class _Run:
             "losses": losses,
             "learning_rate": self.training.learning_rate_at(self.epoch),
         }
-        every = self.training.evaluate_every
-        last = self.epoch + 1 == self.training.epochs
-        if self.data.query is not None and every and (last or (self.epoch + 1) % every == 0):
+        done = self.epoch + 1
+        last = done == self.training.epochs
+        if self.evaluates and (last or done % self.training.evaluate_every == 0):
             self.evaluate()
         self.history.append(self.entry)
         self.tell()
         self.epoch, self.step, self.labels, self.entry = self.epoch + 1, 0, None, {}
         self.save()
 
+    @property
+    def evaluates(self) -> bool:
+        subsets = (self.data.query, self.data.gallery)
+        return self.training.evaluate_every > 0 and all(images for images in subsets)
+
+    def ranked(self) -> Evaluation:
+        return evaluate_data(
+            self.method.inference,
+            self.data,
+            same_camera=self.data.one_camera,
+            flip=self.training.flip,
+            **self.training.extraction,
+        )
+
     def evaluate(self) -> None:
         start = time.perf_counter()
-        self.evaluation = evaluate_data(
-            self.method.inference, self.data, flip=self.training.flip, **self.passes()
-        )
+        self.evaluation = self.ranked()
         found = self.evaluation.to_dict()
         self.entry["evaluation"] = {name: found[name] for name in _FIGURES}
         self.entry["seconds"]["evaluate"] = time.perf_counter() - start
@@ -425,6 +445,7 @@ class _Run:
             "last_labels": self.last_labels,
             "entry": self.entry,
             "history": self.history,
+            "before": self.before,
             "best": self.best,
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -463,7 +484,8 @@ class _Run:
         self.epoch, self.step = state["epoch"], state["step"]
         self.last_labels = state["last_labels"].cpu()
         self.labels = None if state["labels"] is None else state["labels"].to(self.device)
-        self.entry, self.history, self.best = state["entry"], state["history"], state["best"]
+        self.entry, self.history = state["entry"], state["history"]
+        self.before, self.best = state["before"], state["best"]
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None and self.on_cuda:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from pyreid.data import ImageArrays, ReidData
-from pyreid.methods import METHODS
 
 from pyreid import train
+from pyreid.data import ImageArrays, ReidData
+from pyreid.methods import METHODS
 
 PEOPLE, CAMERAS, PICTURES = 16, 3, 2
 
@@ -22,7 +22,9 @@ def images(people, *, seed):
         crop = np.concatenate([np.broadcast_to(half, (16, 16, 3)) for half in halves])
         for camera in range(CAMERAS):
             for _ in range(PICTURES):
-                seen = crop * gain[camera] + rng.normal(0, 8, (1, 1, 3)) + rng.normal(0, 9, crop.shape)
+                seen = (
+                    crop * gain[camera] + rng.normal(0, 8, (1, 1, 3)) + rng.normal(0, 9, crop.shape)
+                )
                 pixels.append(seen.clip(0, 255).astype(np.uint8))
                 ids.append(person)
                 cameras.append(camera)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import runs
 import torch
-from pyreid.data import ReidData
-from pyreid.methods import METHODS
 
 from pyreid import train
+from pyreid.data import ReidData
+from pyreid.methods import METHODS
 
 NAMES = list(METHODS)
 

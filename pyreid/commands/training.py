@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from pyreid import distributed, evaluation, files, models, options, people, report, train
 from pyreid.data import ReidData, open_csv, open_data, open_folder
 from pyreid.methods import METHODS
 from pyreid.options import option
-from pyreid.progress import Progress
 
 _INTERRUPTED = 130  # as shells have it
 
@@ -96,15 +96,15 @@ def _train(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     where = str(known.config)
-    config, training = method.Config(), dict(method.training)
+    config, recipe = method.Config(), dict(method.recipe)
     if arguments.preset:
-        config, more = method.preset(arguments.preset)
-        training |= more
+        config = method.Config.preset(arguments.preset)
+        recipe |= method.recipe_presets.get(arguments.preset, {})
     config = options.replace(config, settings.get("method", {}), where)
     config = options.from_arguments(config, arguments)
-    trained = options.replace(train.Training(**training), settings.get("training", {}), where)
+    trained = options.replace(train.Training(**recipe), settings.get("training", {}), where)
     trained = options.from_arguments(trained, arguments)
-    network = options.replace(Network(), settings.get("network", {}), where)
+    network = options.replace(Network(**method.encoder_options), settings.get("network", {}), where)
     network = options.from_arguments(network, arguments)
     source = _source(arguments) or settings["data"]
 
@@ -126,8 +126,31 @@ def _train(argv: list[str]) -> int:
         resume=arguments.resume,
         settings={"method_name": name, "network": options.to_dict(network), "data": source},
     )
+    results = {"before training": result.before, "after": result.evaluation}
+    page = _report(
+        output,
+        f"{name} on {data.name}",
+        result.encoder,
+        data,
+        trained,
+        results={name: found for name, found in results.items() if found},
+        labels=result.labels,
+        history=result.history,
+        settings={
+            "method": options.to_dict(config),
+            "training": options.to_dict(trained),
+            "network": options.to_dict(network),
+        },
+    )
     if distributed.rank() == 0:
-        _conclude(result, data, trained, output)
+        if result.evaluation is not None:
+            print(result.evaluation.summary())
+        print(f"weights: {output / 'last.pt'}\nlabels:  {output / 'labels.csv'}\nreport:  {page}")
+        if result.stopped:
+            print(
+                f"interrupted; to go on: pyreid train --config {output / 'config.json'} "
+                f"--output {output} --resume"
+            )
     return _INTERRUPTED if result.stopped else 0
 
 
@@ -136,16 +159,6 @@ def _join_processes(device: str) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_distributed():
         cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
         torch.distributed.init_process_group("nccl" if cuda else "gloo")
-
-
-def _conclude(result: train.Result, data: ReidData, training: train.Training, output: Path) -> None:
-    if result.evaluation is not None:
-        print(result.evaluation.summary())
-    if result.stopped:
-        print(f"interrupted; go on with: pyreid train --resume --config {output / 'config.json'}")
-    with Progress("report"):
-        page = report.of_run(output, result, data, training)
-    print(f"weights: {output / 'last.pt'}\nlabels:  {output / 'labels.csv'}\nreport:  {page}")
 
 
 # --- a trained network
@@ -160,7 +173,13 @@ def _eval(argv: list[str]) -> int:
     data = _open(_source(arguments), training)
     print(data.summary(), flush=True)
     found = evaluation.evaluate_data(
-        encoder, data, rerank=arguments.rerank, flip=training.flip, **_pass(training)
+        encoder,
+        data,
+        rerank=arguments.rerank,
+        same_camera=data.one_camera,
+        progress=True,
+        flip=training.flip,
+        **training.extraction,
     )
     print(found.summary())
     if arguments.json:
@@ -182,15 +201,14 @@ def _extract(argv: list[str]) -> int:
     images = getattr(data, arguments.subset)
     if images is None:
         raise ValueError(f"--subset: {data.name} has no {arguments.subset} images")
-    with Progress("features", len(images), unit="images") as progress:
-        features = evaluation.extract(
-            encoder, images, flip=training.flip, progress=progress.advance, **_pass(training)
-        )
+    features = evaluation.extract(
+        encoder, images, flip=training.flip, progress="features", **training.extraction
+    )
     files.write(
         Path(arguments.output),
         "features",
         features.cpu().numpy(),
-        names=images.names,
+        names=np.array(images.names),
         ids=images.ids,
         cameras=images.cameras,
     )
@@ -203,12 +221,60 @@ def _visualize(argv: list[str]) -> int:
         "visualize", "Ranked lists, curves, clusters and maps of features, as pictures."
     )
     parser.add_argument("-o", "--output", metavar="DIR", required=True, help="a folder for them")
+    parser.add_argument("--rerank", action="store_true", help="also after k-reciprocal re-ranking")
+    parser.add_argument("--map", choices=["pca", "tsne"], default="pca", help="default: pca")
     arguments = parser.parse_args(argv)
     encoder, training = _trained(arguments)
     data = _open(_source(arguments), training)
-    page = report.of_encoder(Path(arguments.output), encoder, data, training)
+    page = _report(
+        Path(arguments.output),
+        f"{Path(arguments.weights).name} on {data.name}",
+        encoder,
+        data,
+        training,
+        rerank=arguments.rerank,
+        method=arguments.map,
+        separately=True,
+    )
     print(f"report: {page}")
     return 0
+
+
+def _report(
+    folder: Path,
+    title: str,
+    encoder: torch.nn.Module,
+    data: ReidData,
+    training: train.Training,
+    *,
+    results: dict[str, Any] | None = None,
+    labels: Any = None,
+    rerank: bool = False,
+    method: Literal["pca", "tsne"] = "pca",
+    separately: bool = False,
+    **known: Any,
+) -> Path:
+    """The page of a network: all processes take part in its features, the first writes."""
+    features = evaluation.extract_data(
+        encoder, data, progress=True, flip=training.flip, **training.extraction
+    )
+    if distributed.rank() == 0:
+        if not results and data.query and data.gallery:
+            found = evaluation.evaluate(
+                features["query"],
+                features["gallery"],
+                data.query,
+                data.gallery,
+                rerank=rerank,
+                same_camera=data.one_camera,
+            )
+            print(found.summary())
+            results = {"": found}
+        drawn = report.draw(data, features, labels, same_camera=data.one_camera, method=method)
+        if separately:
+            report.save(folder, drawn)
+        report.write_report(folder, title=title, results=results, data=data, drawn=drawn, **known)
+    return folder / "report.html"
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -246,16 +312,6 @@ def _trained(arguments: argparse.Namespace) -> tuple[torch.nn.Module, train.Trai
 
 def _without_weights(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(arguments).items() if name != "weights"}
-
-
-def _pass(training: train.Training) -> dict[str, Any]:
-    return {
-        "height": training.height,
-        "width": training.width,
-        "batch_size": training.test_batch,
-        "workers": training.workers,
-        "precision": training.precision,
-    }
 
 
 # --- images

@@ -208,6 +208,13 @@ class ReidData:
         """How many cameras there are: C."""
         return max((int(s.cameras.max()) + 1 for s in self.subsets.values() if len(s)), default=0)
 
+    @property
+    def one_camera(self) -> bool:
+        """All test images are of one camera, or nobody knows of which: then those of a query's own camera
+        must count, or nothing would."""
+        subsets = [images for images in (self.query, self.gallery) if images is not None]
+        return len({camera for images in subsets for camera in images.cameras.tolist()}) <= 1
+
     def summary(self) -> str:
         """A table of the subsets, and where they differ from what was published."""
         rows = [("subset", "ids", "images", "cameras")]

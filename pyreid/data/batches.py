@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ def batches(
         raise ValueError("batches: transforms must be at least one, got none")
     if seed < 0:
         raise ValueError(f"batches: seed must not be negative, got {seed}")
-    loaded: Iterator[_Loaded | Exception]
+    loaded: Iterator[_Loaded | _Failure]
     loader = _Loader(images, tuple(transforms), labels, seed, skip_corrupt, first_slot)
     steps = enumerate(plan, first_step)
     if workers:
@@ -100,7 +101,7 @@ def batches(
             )
         )
     else:
-        loaded = map(loader.__getitem__, steps)
+        loaded = itertools.starmap(loader.load, steps)
     return _checked(loaded, labels, images.cameras)
 
 
@@ -120,10 +121,16 @@ def images_in_order(
 _Loaded = tuple[tuple[torch.Tensor, ...], torch.Tensor, tuple[str, ...]]
 
 
+class _Failure(NamedTuple):
+    """An error on its way from a worker, to be raised as it would have been without workers."""
+
+    kind: type[Exception]
+    message: str
+
+
 @dataclass(frozen=True)
 class _Loader(torch.utils.data.Dataset):
-    """(step, rows) -> views, rows and skipped names of the batch; or the error, to be raised where the batch
-    is asked for, with its own type and message and not as the worker's."""
+    """(step, rows) -> views, rows and skipped names of the batch."""
 
     images: Images
     transforms: tuple[Transform, ...]
@@ -132,13 +139,16 @@ class _Loader(torch.utils.data.Dataset):
     skip_corrupt: bool
     first_slot: int
 
-    def __getitem__(self, wanted: tuple[int, Any]) -> _Loaded | Exception:
-        step, rows = wanted
+    def __getitem__(self, wanted: tuple[int, Any]) -> _Loaded | _Failure:
+        try:
+            return self.load(*wanted)
+        except (ImageError, _TransformError, IndexError) as error:
+            return _Failure(type(error), str(error))
+
+    def load(self, step: int, rows: Any) -> _Loaded:
         state = torch.default_generator.get_state()
         try:
             return self._load(step, np.array(rows, np.int64))
-        except (ImageError, _TransformError, IndexError) as error:
-            return error
         finally:
             torch.default_generator.set_state(state)
 
@@ -198,14 +208,17 @@ class _TransformError(RuntimeError):
 
 
 def _checked(
-    loaded: Iterator[_Loaded | Exception], labels: np.ndarray, cameras: np.ndarray
+    loaded: Iterator[_Loaded | _Failure], labels: np.ndarray, cameras: np.ndarray
 ) -> Iterator[Batch]:
-    for one in loaded:
-        if isinstance(one, Exception):
-            raise one
-        views, rows, skipped = one
-        of_rows = [torch.from_numpy(column[rows.numpy()]) for column in (labels, cameras)]
-        yield Batch(tuple(views), rows, of_rows[0], of_rows[1], tuple(skipped))
+    try:
+        for one in loaded:
+            if isinstance(one, _Failure):
+                raise one.kind(one.message)
+            views, rows, skipped = one
+            of_rows = [torch.from_numpy(column[rows.numpy()]) for column in (labels, cameras)]
+            yield Batch(tuple(views), rows, of_rows[0], of_rows[1], tuple(skipped))
+    finally:
+        del loaded  # ends the workers; where the garbage collector has to, it waits 5 s for each
 
 
 def _as_it_is(loaded: Any) -> Any:

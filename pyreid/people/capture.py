@@ -61,8 +61,8 @@ def person(seed: int, number: int) -> Person:
 
 
 @lru_cache(maxsize=64)
-def camera(seed: int, number: int) -> Camera:
-    return Camera.draw(seed, _CAMERA, number)
+def camera(seed: int, number: int, gap: float) -> Camera:
+    return Camera.draw((seed, _CAMERA, number), gap)
 
 
 def photograph(
@@ -74,6 +74,7 @@ def photograph(
     height: int,
     width: int,
     occlusion: float = 0.15,
+    gap: float = 0.6,
     astray: float = 0.0,
     view: int | None = None,
 ) -> np.ndarray:
@@ -81,10 +82,11 @@ def photograph(
 
     Args:
         occlusion: how often something hides a part of the person.
+        gap: between cameras; see `Camera.draw`.
         astray: how far the detector has missed the person, in heights of the picture.
         view: the person is turned by this many times 45 degrees; default: drawn as the camera has it.
     """
-    seen = camera(seed, where)
+    seen = camera(seed, where, gap)
     key = (0 if who is None else who + 1, where)
     track = _random(seed, _PASS, *key, shot // _PER_PASS)  # what the images of a pass share
     rng = _random(seed, _SHOT, *key, shot)
@@ -92,7 +94,9 @@ def photograph(
     yaw = np.pi / 4 * (turns if view is None else view) + track.normal(0, 0.18)
     gesture = str(track.choice(list(_GESTURES)[:4], p=(0.7, 0.1, 0.1, 0.1)))
 
-    picture = seen.backdrop(height, width, rng)
+    along = track.random(2) + rng.uniform(-1, 1, 2) * (0.15, 0.04)  # people walk on
+
+    picture = seen.backdrop(height, width, along)
     if who is not None:
         capsules = person(seed, who).walk(*_stride(rng), gesture)
         missed = astray * height / width * float(rng.choice((-1, 1))), astray * rng.normal(0, 0.5)

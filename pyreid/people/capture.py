@@ -16,7 +16,6 @@ _PERSON, _CAMERA, _VISITS, _PASS, _SHOT, _PASSER = range(6)  # what random numbe
 _PER_PASS = 4  # images of a person who crosses a camera's view once
 _FINER = 2  # pixels of the renderer to one of the picture, along each axis
 
-
 # What an arm may do besides swinging: the left shoulder's and elbow's turns about x, y and z.
 _GESTURES = {
     "none": None,
@@ -49,8 +48,8 @@ class Person:
         """Dressed, facing the viewer; a gesture is made with the hand that carries no bag."""
         pose = walking(phase, pace * self.stride, swing=self.swing, stoop=self.stoop)
         carrying, other = (1, -1) if self.outfit.bag_side > 0 else (-1, 1)
-        _make(pose, "carries" if self.outfit.bag == "hand" else "none", carrying)
-        _make(pose, gesture, other)
+        _gesture(pose, "carries" if self.outfit.bag == "hand" else "none", carrying)
+        _gesture(pose, gesture, other)
         pieces = self.outfit.dress(body(self.proportions))
         return skeleton(self.proportions, pose).attach(pieces)
 
@@ -93,10 +92,9 @@ def photograph(
     turns = int(track.choice(8, p=seen.views))
     yaw = np.pi / 4 * (turns if view is None else view) + track.normal(0, 0.18)
     gesture = str(track.choice(list(_GESTURES)[:4], p=(0.7, 0.1, 0.1, 0.1)))
+    at = track.random(2) + rng.uniform(-1, 1, 2) * (0.15, 0.04)  # people walk on
 
-    along = track.random(2) + rng.uniform(-1, 1, 2) * (0.15, 0.04)  # people walk on
-
-    picture = seen.backdrop(height, width, along)
+    picture = seen.backdrop(height, width, at)
     if who is not None:
         capsules = person(seed, who).walk(*_stride(rng), gesture)
         missed = astray * height / width * float(rng.choice((-1, 1))), astray * rng.normal(0, 0.5)
@@ -130,7 +128,7 @@ def _stride(rng: np.random.Generator) -> tuple[float, float]:
     return rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.1)
 
 
-def _make(pose: np.ndarray, gesture: str, sign: int) -> None:
+def _gesture(pose: np.ndarray, gesture: str, sign: int) -> None:
     """A gesture with the left arm (1) or the right (-1)."""
     if angles := _GESTURES[gesture]:
         side = "left" if sign > 0 else "right"

@@ -81,7 +81,7 @@ class Camera:
         row, column = np.mgrid[:height, :width].astype(np.float32) / np.float32(height)
         if kind == "pillar":  # at one side
             wide = rng.uniform(0.05, 0.13)
-            centre = rng.choice((rng.uniform(0.02, 0.17), rng.uniform(0.33, 0.48)))
+            centre = rng.choice((rng.uniform(0.04, 0.34), rng.uniform(0.66, 0.96))) * width / height
             across = (column - np.float32(centre)) / np.float32(wide)
             hidden = np.abs(across) < 1
             shade = 0.6 + 0.4 * np.sqrt(np.maximum(1 - across**2, 0))

@@ -2,7 +2,7 @@
 
 A person is a walking body of tapered capsules (`body`), seen by a renderer of our own (`render`), dressed
 from a wardrobe in which many things look alike (`wardrobe`), before cameras that do not (`scene`). Every
-picture is a function of the seed, the person, the camera and its number (`photograph`): a larger set holds
+picture is a function of the seed, the person, the camera and its number (`capture`): a larger set holds
 the smaller one, and any number of processes draws the same bits.
 """
 
@@ -24,7 +24,7 @@ from PIL import Image
 from pyreid import options
 from pyreid.data import ImageArrays, ReidData
 from pyreid.options import option
-from pyreid.people.photograph import photograph, visits
+from pyreid.people.capture import photograph, visits
 from pyreid.progress import Progress
 
 __all__ = ["People", "contact_sheet", "people_data", "photograph", "write_market"]
@@ -56,16 +56,18 @@ class People:
     )
     junk: int = option(0, "images in the gallery that miss a test person: id -1")
     occlusion: float = option(0.15, "how often something hides a part of the person")
+    gap: float = option(0.6, "between cameras, 0 to 1: how unlike a person looks in two of them")
 
     def __post_init__(self) -> None:
         least = {"ids": 1, "test_ids": 0, "cameras": 1, "images": 2, "height": 16, "width": 8}
-        least |= {"seed": 0, "distractors": 0, "junk": 0, "occlusion": 0}
+        least |= {"seed": 0, "distractors": 0, "junk": 0, "occlusion": 0, "gap": 0}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ValueError(f"People: {name} must be at least {low}, got {value}")
-        if self.occlusion > 1:
-            raise ValueError(f"People: occlusion must be at most 1, got {self.occlusion}")
+        for name in ("occlusion", "gap"):
+            if (value := getattr(self, name)) > 1:
+                raise ValueError(f"People: {name} must be at most 1, got {value}")
         if self.width > 2 * self.height:
             raise ValueError(
                 f"People: width must be at most twice the height {self.height}, got {self.width}"
@@ -215,6 +217,7 @@ def _draw(people: People, shot: _Shot, view: int | None = None) -> np.ndarray:
         height=people.height,
         width=people.width,
         occlusion=people.occlusion,
+        gap=people.gap,
         astray=shot.astray,
         view=view,
     )

@@ -38,7 +38,9 @@ class Camera:
     compression: float  # the step of the coefficients
 
     @staticmethod
-    def draw(*key: int) -> Camera:
+    def draw(key: tuple[int, ...], gap: float) -> Camera:
+        """At a `gap` of 0 cameras differ in place, viewpoint and light alone; at 1 hardly anything looks the
+        same in two of them."""
         rng = np.random.default_rng(key)
         views = np.full(8, 0.03)
         main = int(rng.integers(8))
@@ -52,22 +54,23 @@ class Camera:
             pitch=float(rng.uniform(0.02, 0.42)),
             light=light / np.linalg.norm(light),
             ambient=float(rng.uniform(0.3, 0.65)),
-            gains=np.exp(0.16 * cast / np.abs(cast).max()),
-            exposure=float(np.exp(rng.uniform(-0.32, 0.32))),
-            gamma=float(np.exp(rng.uniform(-0.4, 0.4))),
-            saturation=float(rng.uniform(0.45, 1.25)),
-            haze=float(rng.uniform(0, 0.14)),
-            blur=float(rng.uniform(0.002, 0.009)),
-            resolution=float(rng.uniform(0.45, 1)),
-            noise=float(rng.uniform(0.006, 0.04)),
-            compression=float(rng.uniform(0.01, 0.06)),
+            gains=np.exp(gap * 0.16 * cast / np.abs(cast).max()),
+            exposure=float(np.exp(gap * rng.uniform(-0.32, 0.32))),
+            gamma=float(np.exp(gap * rng.uniform(-0.4, 0.4))),
+            saturation=float(np.exp(gap * rng.uniform(-0.8, 0.22))),
+            haze=gap * float(rng.uniform(0, 0.14)),
+            blur=0.002 + gap * float(rng.uniform(0, 0.007)),
+            resolution=1 - gap * float(rng.uniform(0, 0.55)),
+            noise=0.006 + gap * float(rng.uniform(0, 0.034)),
+            compression=0.01 + gap * float(rng.uniform(0, 0.05)),
         )
 
-    def backdrop(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-        """(height, width, 3) float32: a piece of the place."""
+    def backdrop(self, height: int, width: int, at: np.ndarray) -> np.ndarray:
+        """(height, width, 3) float32: a piece of the place, from its top left `at` (0, 0) to its bottom right
+        at (1, 1)."""
         place = _place(self.key, height)
-        row = int(rng.integers(len(place) - height + 1))
-        column = int(rng.integers(place.shape[1] - width + 1))
+        down, across = np.asarray(at).clip(0, 1)
+        row, column = int(down * (len(place) - height)), int(across * (place.shape[1] - width))
         return place[row : row + height, column : column + width].copy()
 
     def occlude(self, picture: np.ndarray, rng: np.random.Generator) -> None:
@@ -78,7 +81,7 @@ class Camera:
         row, column = np.mgrid[:height, :width].astype(np.float32) / np.float32(height)
         if kind == "pillar":  # at one side
             wide = rng.uniform(0.05, 0.13)
-            centre = rng.choice((rng.uniform(0.02, 0.17), rng.uniform(0.33, 0.48)))
+            centre = rng.choice((rng.uniform(0.04, 0.34), rng.uniform(0.66, 0.96))) * width / height
             across = (column - np.float32(centre)) / np.float32(wide)
             hidden = np.abs(across) < 1
             shade = 0.6 + 0.4 * np.sqrt(np.maximum(1 - across**2, 0))

@@ -352,7 +352,7 @@ class Outfit:
 def _folds(x: np.ndarray, level: np.ndarray, z: np.ndarray) -> np.ndarray:
     """(V,): how bright the folds of cloth are."""
     waves = np.sin(55 * level + 20 * x) * np.sin(38 * z - 30 * x + 9 * level)
-    return 1 + np.float32(0.09) * waves
+    return 1 + np.float32(0.055) * waves
 
 
 def _chosen(rng: np.random.Generator, weights: dict) -> Any:

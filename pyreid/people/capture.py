@@ -16,7 +16,6 @@ _PERSON, _CAMERA, _VISITS, _PASS, _SHOT, _PASSER = range(6)  # what random numbe
 _PER_PASS = 4  # images of a person who crosses a camera's view once
 _FINER = 2  # pixels of the renderer to one of the picture, along each axis
 
-
 # What an arm may do besides swinging: the left shoulder's and elbow's turns about x, y and z.
 _GESTURES = {
     "none": None,
@@ -49,8 +48,8 @@ class Person:
         """Dressed, facing the viewer; a gesture is made with the hand that carries no bag."""
         pose = walking(phase, pace * self.stride, swing=self.swing, stoop=self.stoop)
         carrying, other = (1, -1) if self.outfit.bag_side > 0 else (-1, 1)
-        _make(pose, "carries" if self.outfit.bag == "hand" else "none", carrying)
-        _make(pose, gesture, other)
+        _gesture(pose, "carries" if self.outfit.bag == "hand" else "none", carrying)
+        _gesture(pose, gesture, other)
         pieces = self.outfit.dress(body(self.proportions))
         return skeleton(self.proportions, pose).attach(pieces)
 
@@ -61,8 +60,8 @@ def person(seed: int, number: int) -> Person:
 
 
 @lru_cache(maxsize=64)
-def camera(seed: int, number: int) -> Camera:
-    return Camera.draw(seed, _CAMERA, number)
+def camera(seed: int, number: int, gap: float) -> Camera:
+    return Camera.draw((seed, _CAMERA, number), gap)
 
 
 def photograph(
@@ -74,6 +73,7 @@ def photograph(
     height: int,
     width: int,
     occlusion: float = 0.15,
+    gap: float = 0.6,
     astray: float = 0.0,
     view: int | None = None,
 ) -> np.ndarray:
@@ -81,18 +81,20 @@ def photograph(
 
     Args:
         occlusion: how often something hides a part of the person.
+        gap: between cameras; see `Camera.draw`.
         astray: how far the detector has missed the person, in heights of the picture.
         view: the person is turned by this many times 45 degrees; default: drawn as the camera has it.
     """
-    seen = camera(seed, where)
+    seen = camera(seed, where, gap)
     key = (0 if who is None else who + 1, where)
     track = _random(seed, _PASS, *key, shot // _PER_PASS)  # what the images of a pass share
     rng = _random(seed, _SHOT, *key, shot)
     turns = int(track.choice(8, p=seen.views))
     yaw = np.pi / 4 * (turns if view is None else view) + track.normal(0, 0.18)
     gesture = str(track.choice(list(_GESTURES)[:4], p=(0.7, 0.1, 0.1, 0.1)))
+    at = track.random(2) + rng.uniform(-1, 1, 2) * (0.15, 0.04)  # people walk on
 
-    picture = seen.backdrop(height, width, rng)
+    picture = seen.backdrop(height, width, at)
     if who is not None:
         capsules = person(seed, who).walk(*_stride(rng), gesture)
         missed = astray * height / width * float(rng.choice((-1, 1))), astray * rng.normal(0, 0.5)
@@ -126,7 +128,7 @@ def _stride(rng: np.random.Generator) -> tuple[float, float]:
     return rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.1)
 
 
-def _make(pose: np.ndarray, gesture: str, sign: int) -> None:
+def _gesture(pose: np.ndarray, gesture: str, sign: int) -> None:
     """A gesture with the left arm (1) or the right (-1)."""
     if angles := _GESTURES[gesture]:
         side = "left" if sign > 0 else "right"

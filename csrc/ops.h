@@ -453,8 +453,8 @@ void jaccard_block(const char* op, const SparseRows& weights, const SparseRows& 
 // Whether arrays of this floor live in CUDA memory.
 bool floor_is_cuda();
 
-// Named integers of a floor ("threads" on the CPU, "schedule" on the emulator); null where there is
-// none.
+// Named integers of a floor ("threads" and "knn_filter" on the CPU, "schedule" on the emulator);
+// null where there is none.
 struct Setting {
   int64_t (*get)();
   void (*set)(int64_t value);

@@ -1,5 +1,6 @@
 #include <cstring>
 
+#include "cpu/knn_filter.h"
 #include "cpu/parallel.h"
 #include "ops.h"
 
@@ -29,8 +30,24 @@ const Setting* floor_setting(const char* name) {
   static const Setting threads = {[] { return int64_t(num_threads()); },
                                   [](int64_t value) { set_num_threads(int(value)); }};
   static const Setting level = {instruction_level, nullptr};
-  if (std::strcmp(name, "threads") == 0) return &threads;
-  return std::strcmp(name, "instruction_level") == 0 ? &level : nullptr;
+  static const Setting filter = {[] { return filter_state.mode.load(); },
+                                 [](int64_t mode) {
+                                   filter_state.mode = mode;
+                                   filter_state.filtered = filter_state.repeated = 0;
+                                 }};
+  static const Setting filtered = {[] { return filter_state.filtered.load(); }, nullptr};
+  static const Setting repeated = {[] { return filter_state.repeated.load(); }, nullptr};
+  static const struct {
+    const char* name;
+    const Setting* setting;
+  } settings[] = {{"threads", &threads},
+                  {"instruction_level", &level},
+                  {"knn_filter", &filter},
+                  {"knn_filtered", &filtered},
+                  {"knn_repeated", &repeated}};
+  for (const auto& entry : settings)
+    if (std::strcmp(entry.name, name) == 0) return entry.setting;
+  return nullptr;
 }
 
 }  // namespace pyreid

@@ -130,7 +130,7 @@ void product(const ConstMatrix& queries, const ConstMatrix& rows, float* scores,
     std::vector<float> right, sums;
     for (int64_t strip = begin; strip < end; ++strip) {
       const int64_t first = strip * kColumns, count = std::min<int64_t>(kColumns, size - first);
-      multiply_strip(left, batch, rows, first, right, sums);
+      multiply_strip<Floats>(left, batch, rows, first, count, right, sums);
       for (int64_t row = 0; row < batch; ++row)
         std::copy_n(sums.data() + row * kColumns, count, scores + row * size + first);
     }

@@ -16,18 +16,21 @@
 #include "half.h"
 #include "tensor.h"
 
-#if defined(__AVX512F__) || defined(__FMA__)
+#if defined(__AVX512BW__) || defined(__AVX2__)
 // GCC 12 warns of its own headers' way to say "any value".
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 namespace pyreid {
 
 // A tile of kRows x 3 vectors of sums, 3 vectors of the right-hand side and one value of the left
-// fill the registers there are.
-#if defined(__AVX512F__)
+// fill the registers there are. `Whole`: sums of products of int16, which come in pairs, each pair
+// in the place of a float.
+#if defined(__AVX512BW__)
 constexpr int kWidth = 16, kRows = 8;
 using Vector = __m512;
 inline Vector load(const float* from) { return _mm512_loadu_ps(from); }
@@ -38,6 +41,15 @@ inline Vector subtract(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
 inline Vector smaller(Vector a, Vector b) { return _mm512_min_ps(a, b); }
 // Bit i: a[i] >= b[i].
 inline uint32_t at_least(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+
+using Whole = __m512i;
+inline Whole load(const int32_t* from) { return _mm512_loadu_si512(from); }
+inline void store(int32_t* to, Whole value) { _mm512_storeu_si512(to, value); }
+inline Whole all(int32_t value) { return _mm512_set1_epi32(value); }
+inline uint32_t at_least(Whole a, Whole b) { return _mm512_cmpge_epi32_mask(a, b); }
+inline Whole multiply_add(Vector a, Vector b, Whole c) {
+  return _mm512_add_epi32(c, _mm512_madd_epi16(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
 
 // to[c * stride + r] = from[r][c] for a square of kWidth: pairs, fours, then quarters of registers.
 inline void transpose(const float* const* from, float* to, int64_t stride) {
@@ -66,7 +78,7 @@ inline void transpose(const float* const* from, float* to, int64_t stride) {
     store(to + (12 + j) * stride, _mm512_shuffle_f32x4(odd, odd2, kOdd));
   }
 }
-#elif defined(__FMA__)
+#elif defined(__AVX2__) && defined(__FMA__)
 constexpr int kWidth = 8, kRows = 4;
 using Vector = __m256;
 inline Vector load(const float* from) { return _mm256_loadu_ps(from); }
@@ -78,6 +90,21 @@ inline Vector smaller(Vector a, Vector b) { return _mm256_min_ps(a, b); }
 // Bit i: a[i] >= b[i].
 inline uint32_t at_least(Vector a, Vector b) {
   return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
+}
+
+using Whole = __m256i;
+inline Whole load(const int32_t* from) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+}
+inline void store(int32_t* to, Whole value) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value);
+}
+inline Whole all(int32_t value) { return _mm256_set1_epi32(value); }
+inline uint32_t at_least(Whole a, Whole b) {
+  return ~uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a)))) & 0xff;
+}
+inline Whole multiply_add(Vector a, Vector b, Whole c) {
+  return _mm256_add_epi32(c, _mm256_madd_epi16(_mm256_castps_si256(a), _mm256_castps_si256(b)));
 }
 
 // to[c * stride + r] = from[r][c] for a square of kWidth: pairs, fours, then halves of registers.
@@ -120,6 +147,31 @@ inline uint32_t at_least(Vector a, Vector b) {
   return bits;
 }
 
+typedef int32_t Whole __attribute__((vector_size(16)));
+inline Whole load(const int32_t* from) {
+  Whole value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+inline void store(int32_t* to, Whole value) { std::memcpy(to, &value, sizeof value); }
+inline Whole all(int32_t value) { return Whole{value, value, value, value}; }
+inline uint32_t at_least(Whole a, Whole b) {
+  uint32_t bits = 0;
+  for (int i = 0; i < kWidth; ++i) bits |= uint32_t(a[i] >= b[i]) << i;
+  return bits;
+}
+inline Whole multiply_add(Vector a, Vector b, Whole c) {
+#if defined(__SSE2__)
+  return c + Whole(_mm_madd_epi16(__m128i(a), __m128i(b)));
+#else
+  typedef int16_t Pairs __attribute__((vector_size(16)));
+  const Pairs x = Pairs(a), y = Pairs(b);
+  for (int i = 0; i < kWidth; ++i)
+    c[i] += int32_t(x[2 * i]) * y[2 * i] + int32_t(x[2 * i + 1]) * y[2 * i + 1];
+  return c;
+#endif
+}
+
 inline void transpose(const float* const* from, float* to, int64_t stride) {
   for (int c = 0; c < kWidth; ++c)
     for (int r = 0; r < kWidth; ++r) to[c * stride + r] = from[r][c];
@@ -130,34 +182,63 @@ constexpr int kVectors = 3;
 constexpr int kColumns = kWidth * kVectors;
 constexpr int64_t kDepth = 512;  // of a packed strip: what the second cache holds
 
+// Products of floats, and of pairs of int16 with sums that wrap around.
+struct Floats {
+  using Sum = float;
+  static Vector add(Vector a, Vector b, Vector sums) { return multiply_add(a, b, sums); }
+};
+struct Pairs {
+  using Sum = int32_t;
+  static Whole add(Vector a, Vector b, Whole sums) { return multiply_add(a, b, sums); }
+};
+#if defined(__AVX512BW__)
+inline bool has_vnni() { return __builtin_cpu_supports("avx512vnni"); }
+
+// In one instruction, which the assembler knows, if not the instruction level of this file.
+struct VnniPairs {
+  using Sum = int32_t;
+  static Whole add(Vector a, Vector b, Whole sums) {
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));
+    return sums;
+  }
+};
+#else
+inline bool has_vnni() { return false; }
+
+using VnniPairs = Pairs;
+#endif
+
 // tile (+)= left [depth, kRows] x right [depth, kColumns]
-inline void multiply(const float* left, const float* right, int64_t depth, bool fresh,
-                     float* tile) {
-  Vector sums[kRows][kVectors];
+template <class Products>
+void multiply(const float* left, const float* right, int64_t depth, bool fresh,
+              typename Products::Sum* tile) {
+  using Sum = typename Products::Sum;
+  decltype(all(Sum())) sums[kRows][kVectors];
   for (int i = 0; i < kRows; ++i)
     for (int j = 0; j < kVectors; ++j)
-      sums[i][j] = fresh ? all(0.f) : load(tile + i * kColumns + j * kWidth);
+      sums[i][j] = fresh ? all(Sum()) : load(tile + i * kColumns + j * kWidth);
   for (int64_t k = 0; k < depth; ++k) {
     Vector columns[kVectors];
     for (int j = 0; j < kVectors; ++j) columns[j] = load(right + k * kColumns + j * kWidth);
     for (int i = 0; i < kRows; ++i) {
       const Vector value = all(left[k * kRows + i]);
-      for (int j = 0; j < kVectors; ++j) sums[i][j] = multiply_add(value, columns[j], sums[i][j]);
+      for (int j = 0; j < kVectors; ++j) sums[i][j] = Products::add(value, columns[j], sums[i][j]);
     }
   }
   for (int i = 0; i < kRows; ++i)
     for (int j = 0; j < kVectors; ++j) store(tile + i * kColumns + j * kWidth, sums[i][j]);
 }
 
-// packed[k * kWide + j] = rows[first + j][begin + k]; where there is no such row, the last one
-// again.
+// packed[k * kWide + j] = rows[first + j][begin + k], or, with ids, rows[ids[first + j]][begin +
+// k]; where there is no such row, the last one again.
 template <int kWide, class T>
 void pack(const ConstMatrix& rows, int64_t first, int64_t count, int64_t begin, int64_t depth,
-          float* packed) {
+          float* packed, const int32_t* ids) {
   const T* source[kWide];
-  for (int j = 0; j < kWide; ++j)
-    source[j] = static_cast<const T*>(rows.data) +
-                (first + std::min<int64_t>(j, count - 1)) * rows.cols + begin;
+  for (int j = 0; j < kWide; ++j) {
+    const int64_t row = first + std::min<int64_t>(j, count - 1);
+    source[j] = static_cast<const T*>(rows.data) + (ids ? ids[row] : row) * rows.cols + begin;
+  }
   int64_t k = 0;
   if constexpr (kWide % kWidth == 0) {
     float square[kWidth * kWidth];
@@ -182,14 +263,14 @@ void pack(const ConstMatrix& rows, int64_t first, int64_t count, int64_t begin, 
 
 template <int kWide>
 void pack(const ConstMatrix& rows, int64_t first, int64_t count, int64_t begin, int64_t depth,
-          float* packed) {
+          float* packed, const int32_t* ids = nullptr) {
   switch (rows.dtype) {
     case Dtype::float32:
-      return pack<kWide, float>(rows, first, count, begin, depth, packed);
+      return pack<kWide, float>(rows, first, count, begin, depth, packed, ids);
     case Dtype::float16:
-      return pack<kWide, HostHalf>(rows, first, count, begin, depth, packed);
+      return pack<kWide, HostHalf>(rows, first, count, begin, depth, packed, ids);
     default:
-      return pack<kWide, HostBFloat16>(rows, first, count, begin, depth, packed);
+      return pack<kWide, HostBFloat16>(rows, first, count, begin, depth, packed, ids);
   }
 }
 
@@ -216,18 +297,21 @@ inline std::vector<float> pack_rows(const ConstMatrix& rows) {
 }
 
 // sums[row * kColumns + j] = dot product of row `row` of the packed left-hand side, of `count`
-// rows, and rows[first + j]. `right` and `sums` are resized as needed.
-inline void multiply_strip(const std::vector<float>& left, int64_t count, const ConstMatrix& rows,
-                           int64_t first, std::vector<float>& right, std::vector<float>& sums) {
-  const int64_t dim = rows.cols, columns = std::min<int64_t>(kColumns, rows.rows - first);
+// rows, and rows[first + j], for the columns there are up to kColumns; or, with ids, of
+// rows[ids[first + j]]. `right` and `sums` are resized as needed.
+template <class Products>
+void multiply_strip(const std::vector<float>& left, int64_t count, const ConstMatrix& rows,
+                    int64_t first, int64_t columns, std::vector<float>& right,
+                    std::vector<typename Products::Sum>& sums, const int32_t* ids = nullptr) {
+  const int64_t dim = rows.cols;
   right.resize(kDepth * kColumns);
   sums.resize((count + kRows - 1) / kRows * kRows * kColumns);
   for (int64_t depth = 0; depth < dim; depth += kDepth) {
     const int64_t some = std::min(kDepth, dim - depth);
-    pack<kColumns>(rows, first, columns, depth, some, right.data());
+    pack<kColumns>(rows, first, columns, depth, some, right.data(), ids);
     for (int64_t row = 0; row < count; row += kRows)
-      multiply(left.data() + row * dim + depth * kRows, right.data(), some, depth == 0,
-               sums.data() + row * kColumns);
+      multiply<Products>(left.data() + row * dim + depth * kRows, right.data(), some, depth == 0,
+                         sums.data() + row * kColumns);
   }
 }
 

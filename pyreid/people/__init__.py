@@ -56,7 +56,7 @@ class People:
     )
     junk: int = option(0, "images in the gallery that miss a test person: id -1")
     occlusion: float = option(0.15, "how often something hides a part of the person")
-    gap: float = option(0.6, "between cameras, 0 to 1: how unlike a person looks in two of them")
+    gap: float = option(0.5, "between cameras, 0 to 1: how unlike a person looks in two of them")
 
     def __post_init__(self) -> None:
         least = {"ids": 1, "test_ids": 0, "cameras": 1, "images": 2, "height": 16, "width": 8}

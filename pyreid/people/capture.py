@@ -73,7 +73,7 @@ def photograph(
     height: int,
     width: int,
     occlusion: float = 0.15,
-    gap: float = 0.6,
+    gap: float = 0.5,
     astray: float = 0.0,
     view: int | None = None,
 ) -> np.ndarray:

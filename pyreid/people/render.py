@@ -106,7 +106,9 @@ def render(capsules: Capsules, height: int, width: int, *, window: Window = STAN
 def lit(normals: np.ndarray, light: np.ndarray, ambient: float = 0.45) -> np.ndarray:
     """(V,) float32: how bright surfaces of these (V, 3) normals are; 1 where they face the `light`, a unit
     vector towards it. The light wraps around the body, as that of the sky does."""
-    facing = np.maximum(0.6 * (normals @ light.astype(np.float32)) + 0.4, 0)
+    # Not a BLAS product, whose last bits may depend on its threads.
+    facing = np.einsum("vi,i->v", normals, light.astype(np.float32))
+    facing = np.maximum(0.6 * facing + 0.4, 0)
     return np.float32(ambient) + np.float32(1 - ambient) * facing
 
 

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 #include "tensor.h"
 
@@ -356,6 +357,12 @@ struct SparseRows {
   const float* values;
 };
 
+// Rows first, first + 1, ..., first + count - 1 of all: what one call does. Its sink holds these
+// alone.
+struct RowRange {
+  int64_t first, count;
+};
+
 // Where rows of entries go. A first call, with `counts`, says how many entries each row has; a
 // second one, with `starts`, writes them. In between, a row that has no more than `slots` entries
 // is kept where it need only be copied from; `slots` may be 0, and is for jaccard_rows alone.
@@ -381,7 +388,8 @@ struct Reciprocity {
 // What weights are made of: (norms_i + norms_j - 2 dot - low_i) / (high_i - low_i), 0 where nothing
 // lies between low and high. Null: norms 1, low 0, high 1.
 struct DistanceTerms {
-  const float *norms, *low, *high;  // (N,)
+  const float* norms;        // (N,)
+  const float *low, *high;  // of the rows that have weights
 };
 
 // The last stage's arithmetic: distances below 0 made 0, and rounding to float16 at each step.
@@ -393,14 +401,16 @@ struct MinSum {
 // scores and rows (N, k): for each row the k rows with the largest dot product - bias[row], itself
 // among them, ties by the lower row, then -inf and -1. `lowest` (N,): the smallest of these
 // differences. Both may be null. Only where has_knn(): each product is computed once and serves two
-// rows.
+// rows. `passed`, unless empty, is told now and then, on the calling thread, how many rows have met
+// all others.
 bool has_knn();
 void knn(const ConstMatrix& features, const float* bias, int64_t k, float* scores, int64_t* rows,
-         float* lowest, Stream stream);
+         float* lowest, const std::function<void(int64_t)>& passed, Stream stream);
 
-// norms (N,) = squared norms. On the CPU std::invalid_argument where one is not finite.
-void squared_norms(const char* op, const char* name, const ConstMatrix& features, float* norms,
-                   Stream stream);
+// norms (N,) = squared norms. On the CPU std::invalid_argument where one is not finite, which counts
+// rows from `first` on.
+void squared_norms(const char* op, const char* name, const ConstMatrix& features, int64_t first,
+                   float* norms, Stream stream);
 
 // masks (N, words): bit c % 32 of word c / 32 says whether column c is a reciprocal neighbour; from
 // word (columns + 31) / 32 on, the same of the half-size sets. On the CPU std::invalid_argument for
@@ -412,15 +422,17 @@ void reciprocal(const char* op, const RankLists& lists, const Reciprocity& rule,
 // 3 |H(j) and R| > 2 |H(j)|. Ids only. `workspace` holds expand_workspace() bytes.
 size_t expand_workspace(const RankLists& lists, const Reciprocity& rule);
 void expand(const char* op, const RankLists& lists, const Reciprocity& rule, const uint32_t* masks,
-            const SparseSink& sets, void* workspace, Stream stream);
+            const RowRange& rows, const SparseSink& sets, void* workspace, Stream stream);
 
-// values of the sets' entries: softmax of the negative distances over each row.
+// values of the sets' entries: softmax of the negative distances over each row. The first of the
+// sets is that of features' row `first`, and so on.
 void jaccard_weights(const char* op, const ConstMatrix& features, const DistanceTerms& distances,
-                     bool half, const SparseRows& sets, float* values, Stream stream);
+                     bool half, const SparseRows& sets, int64_t first, float* values,
+                     Stream stream);
 
 // Row i = mean of the weights of the first `columns` rows in list i, added in the list's order.
 void average(const char* op, const RankLists& lists, int64_t columns, const SparseRows& weights,
-             bool half, const SparseSink& means, Stream stream);
+             bool half, const RowRange& rows, const SparseSink& means, Stream stream);
 
 // The transpose of `weights`, ids ascending. `workspace` holds transpose_workspace() bytes.
 size_t transpose_workspace(int64_t entries);
@@ -428,12 +440,12 @@ void transpose(const char* op, const SparseRows& weights, int64_t entries, int64
                int32_t* ids, float* values, void* workspace, Stream stream);
 
 // Jaccard distance 1 - t / (2 - t), t = sum over columns, in ascending order, of the smaller of the
-// two weights. jaccard_rows: the pairs that are near enough. jaccard_block: all pairs of the first
-// `rows` rows and of `columns` columns from `column` on.
+// two weights. jaccard_rows: the pairs that are near enough. jaccard_block: all pairs of the rows
+// and of `columns` columns from `column` on.
 void jaccard_rows(const char* op, const SparseRows& weights, const SparseRows& transposed,
-                  const MinSum& rule, const SparseSink& graph, Stream stream);
+                  const MinSum& rule, const RowRange& rows, const SparseSink& graph, Stream stream);
 void jaccard_block(const char* op, const SparseRows& weights, const SparseRows& transposed,
-                   const MinSum& rule, int64_t rows, int64_t column, int64_t columns,
+                   const MinSum& rule, const RowRange& rows, int64_t column, int64_t columns,
                    float* distances, Stream stream);
 
 // --- the floor itself --------------------------------------------------------------------------

@@ -192,7 +192,7 @@ class Debug(contextlib.AbstractContextManager):
 
 def checks_values(array: Any) -> bool:
     """Whether values of `array` that the native floor would skip in silence are to be looked at."""
-    return _debug and on_cuda(array)
+    return _debug and (on_cuda(array) or _emulator is not None)
 
 
 def check_range(op: str, name: str, array: Any, low: float, high: float, *, closed: bool) -> None:
@@ -207,3 +207,15 @@ def check_range(op: str, name: str, array: Any, low: float, high: float, *, clos
         bad = smallest if smallest < low else largest
         bracket = "]" if closed else ")"
         raise ValueError(f"{op}: {name} must lie in [{low}, {high}{bracket}, got {bad}")
+
+
+def check_norms(op: str, name: str, norms: Any) -> None:
+    """Under debug(), a ValueError for a row of a CUDA array `name` whose norm is not finite; likewise."""
+    if not checks_values(norms):
+        return
+    found = to_numpy(norms)
+    (bad,) = np.nonzero(~np.isfinite(found))
+    if len(bad):
+        raise ValueError(
+            f"{op}: {name} must have rows of finite norm, got {found[bad[0]]} in row {bad[0]}"
+        )

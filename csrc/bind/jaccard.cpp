@@ -100,11 +100,11 @@ SparseRows sparse(Args& args, const py::tuple& rows) {
 }
 
 // (counts, None, None, None, slot ids, slot values) or (None, starts, ids, values, slot ids, slot
-// values).
+// values): as many rows as there are slots.
 SparseSink sink(Args& args, const py::tuple& rows) {
   const Array slots = args.array("slots", rows[4], {Dtype::int32}, {-1, -1});
-  return {values_of<int32_t>(args, "counts", rows[0], {-1}),
-          values_of<const int64_t>(args, "starts", rows[1], {-1}),
+  return {values_of<int32_t>(args, "counts", rows[0], {slots.shape[0]}),
+          values_of<const int64_t>(args, "starts", rows[1], {slots.shape[0] + 1}),
           values_of<int32_t>(args, "ids", rows[2], {-1}),
           values_of<float>(args, "values", rows[3], {-1}),
           slots.shape[1],
@@ -112,8 +112,16 @@ SparseSink sink(Args& args, const py::tuple& rows) {
           values_of<float>(args, "slot values", rows[5], {slots.shape[0], slots.shape[1]})};
 }
 
+// Rows `first` on, as many as `sink` has, of `size`.
+RowRange range(Args& args, const py::tuple& sink, int64_t first, int64_t size) {
+  const int64_t count = args.array("slots", sink[4], {Dtype::int32}, {-1, -1}).shape[0];
+  if (first < 0 || first + count > size)
+    args.fail("first", "be a row", std::to_string(first));
+  return {first, count};
+}
+
 void bind_knn(py::handle features, py::handle bias, int64_t k, py::handle scores, py::handle rows,
-              py::handle lowest, uintptr_t stream) {
+              py::handle lowest, const py::object& progress, uintptr_t stream) {
   Args args("knn");
   const ConstMatrix matrix = args.const_matrix("features", features, -1, -1);
   const int64_t size = matrix.rows;
@@ -121,17 +129,23 @@ void bind_knn(py::handle features, py::handle bias, int64_t k, py::handle scores
   float* const out_scores = values_of<float>(args, "scores", scores, {size, k});
   int64_t* const out_rows = values_of<int64_t>(args, "rows", rows, {size, k});
   float* const out_lowest = values_of<float>(args, "lowest", lowest, {size});
+  std::function<void(int64_t)> passed;
+  if (!progress.is_none())
+    passed = [&progress](int64_t done) {
+      const py::gil_scoped_acquire acquired;
+      progress(done);
+    };
   const py::gil_scoped_release released;
-  knn(matrix, subtract, k, out_scores, out_rows, out_lowest, queue(args, stream));
+  knn(matrix, subtract, k, out_scores, out_rows, out_lowest, passed, queue(args, stream));
 }
 
-void bind_norms(const char* op, const char* name, py::handle features, py::handle norms,
-                uintptr_t stream) {
+void bind_norms(const char* op, const char* name, py::handle features, int64_t first,
+                py::handle norms, uintptr_t stream) {
   Args args(op);
   const ConstMatrix matrix = args.const_matrix(name, features, -1, -1);
   float* const out = values_of<float>(args, "norms", norms, {matrix.rows});
   const py::gil_scoped_release released;
-  squared_norms(op, name, matrix, out, queue(args, stream));
+  squared_norms(op, name, matrix, first, out, queue(args, stream));
 }
 
 int64_t mask_words(int columns, int half) { return Reciprocity{columns, columns, half}.words(); }
@@ -148,40 +162,45 @@ void bind_reciprocal(const char* op, py::handle lists, int columns, int split, i
 }
 
 void bind_expand(const char* op, py::handle lists, int columns, int split, int half,
-                 py::handle masks, const py::tuple& sets, py::handle allocate, uintptr_t stream) {
+                 py::handle masks, int64_t first, const py::tuple& sets, py::handle allocate,
+                 uintptr_t stream) {
   Args args(op);
   const RankLists ranks = lists_of(args, lists);
   const Reciprocity rule{columns, split, half};
   const auto* const bits = reinterpret_cast<const uint32_t*>(
       values_of<int32_t>(args, "masks", masks, {ranks.rows, rule.words()}));
   const SparseSink out = sink(args, sets);
+  const RowRange some = range(args, sets, first, ranks.rows);
   const Scratch scratch(allocate, expand_workspace(ranks, rule));
   const py::gil_scoped_release released;
-  expand(op, ranks, rule, bits, out, scratch.data(), queue(args, stream));
+  expand(op, ranks, rule, bits, some, out, scratch.data(), queue(args, stream));
 }
 
 void bind_weights(const char* op, py::handle features, py::handle norms, py::handle low,
-                  py::handle high, bool half, const py::tuple& sets, py::handle values,
-                  uintptr_t stream) {
+                  py::handle high, bool half, const py::tuple& sets, int64_t first,
+                  py::handle values, uintptr_t stream) {
   Args args(op);
   const ConstMatrix matrix = args.const_matrix("features", features, -1, -1);
-  const DistanceTerms distances{values_of<const float>(args, "norms", norms, {matrix.rows}),
-                                values_of<const float>(args, "low", low, {matrix.rows}),
-                                values_of<const float>(args, "high", high, {matrix.rows})};
   const SparseRows rows = sparse(args, sets);
+  const DistanceTerms distances{values_of<const float>(args, "norms", norms, {matrix.rows}),
+                                values_of<const float>(args, "low", low, {rows.rows}),
+                                values_of<const float>(args, "high", high, {rows.rows})};
+  if (first < 0 || first + rows.rows > matrix.rows)
+    args.fail("first", "be a row", std::to_string(first));
   float* const out = values_of<float>(args, "values", values, {-1});
   const py::gil_scoped_release released;
-  jaccard_weights(op, matrix, distances, half, rows, out, queue(args, stream));
+  jaccard_weights(op, matrix, distances, half, rows, first, out, queue(args, stream));
 }
 
 void bind_average(const char* op, py::handle lists, int64_t columns, const py::tuple& weights,
-                  bool half, const py::tuple& means, uintptr_t stream) {
+                  bool half, int64_t first, const py::tuple& means, uintptr_t stream) {
   Args args(op);
   const RankLists ranks = lists_of(args, lists);
   const SparseRows rows = sparse(args, weights);
   const SparseSink out = sink(args, means);
+  const RowRange some = range(args, means, first, ranks.rows);
   const py::gil_scoped_release released;
-  average(op, ranks, columns, rows, half, out, queue(args, stream));
+  average(op, ranks, columns, rows, half, some, out, queue(args, stream));
 }
 
 void bind_transpose(const char* op, const py::tuple& weights, int64_t entries,
@@ -197,24 +216,25 @@ void bind_transpose(const char* op, const py::tuple& weights, int64_t entries,
 }
 
 void bind_rows(const char* op, const py::tuple& weights, const py::tuple& transposed,
-               py::handle max_distance, bool clip, bool half, const py::tuple& graph,
-               uintptr_t stream) {
+               py::handle max_distance, bool clip, bool half, int64_t first,
+               const py::tuple& graph, uintptr_t stream) {
   Args args(op);
   const SparseRows rows = sparse(args, weights), columns = sparse(args, transposed);
   const SparseSink out = sink(args, graph);
+  const RowRange some = range(args, graph, first, rows.rows);
   const MinSum rule{max_distance.is_none() ? 1.f : max_distance.cast<float>(), clip, half};
   const py::gil_scoped_release released;
-  jaccard_rows(op, rows, columns, rule, out, queue(args, stream));
+  jaccard_rows(op, rows, columns, rule, some, out, queue(args, stream));
 }
 
 void bind_block(const char* op, const py::tuple& weights, const py::tuple& transposed, bool clip,
-                bool half, int64_t column, py::handle distances, uintptr_t stream) {
+                bool half, int64_t first, int64_t column, py::handle distances, uintptr_t stream) {
   Args args(op);
   const SparseRows rows = sparse(args, weights), columns = sparse(args, transposed);
   const Array block = args.array("distances", distances, {Dtype::float32}, {-1, -1});
   const MinSum rule{1.f, clip, half};
   const py::gil_scoped_release released;
-  jaccard_block(op, rows, columns, rule, block.shape[0], column, block.shape[1],
+  jaccard_block(op, rows, columns, rule, {first, block.shape[0]}, column, block.shape[1],
                 static_cast<float*>(block.data), queue(args, stream));
 }
 

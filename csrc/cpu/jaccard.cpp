@@ -25,12 +25,12 @@ float rounded(float value) {
   return kHalf ? to_half(value) : value;
 }
 
-// Calls body(row, scratch of this thread) for rows [0, count).
+// Calls body(row, its place in the range, scratch of this thread).
 template <class Scratch, class Body>
-void for_rows(int64_t count, int64_t size, const Body& body) {
-  parallel_for(count, 64, [&](int64_t begin, int64_t end) {
+void for_rows(const RowRange& rows, int64_t size, const Body& body) {
+  parallel_for(rows.count, 64, [&](int64_t begin, int64_t end) {
     Scratch scratch(size);
-    for (int64_t row = begin; row < end; ++row) body(row, scratch);
+    for (int64_t place = begin; place < end; ++place) body(rows.first + place, place, scratch);
   });
 }
 
@@ -88,7 +88,7 @@ void expand_row(const RankLists& lists, const Reciprocity& rule, const uint32_t*
 
 template <class T>
 void weights_of(const ConstMatrix& features, const DistanceTerms& distances, bool half,
-                const SparseRows& sets, float* values) {
+                const SparseRows& sets, int64_t first_row, float* values) {
   const int64_t dim = features.cols;
   const T* const data = static_cast<const T*>(features.data);
   parallel_for(sets.rows, 16, [&](int64_t begin, int64_t end) {
@@ -99,9 +99,10 @@ void weights_of(const ConstMatrix& features, const DistanceTerms& distances, boo
       float nearest = INFINITY;
       for (int64_t e = first; e < last; ++e) {
         const int64_t j = sets.ids[e];
-        const T *const a = data + i * dim, *const b = data + j * dim;
+        const T *const a = data + (first_row + i) * dim, *const b = data + j * dim;
         const float dot = lane_sum(dim, [&](int64_t d) { return widen(a[d]) * widen(b[d]); });
-        const float norms = distances.norms ? distances.norms[i] + distances.norms[j] : 2.f;
+        const float norms =
+            distances.norms ? distances.norms[first_row + i] + distances.norms[j] : 2.f;
         values[e] = span > 0 ? (norms - 2 * dot - low) / span : 0.f;
         nearest = std::min(nearest, values[e]);
       }
@@ -173,8 +174,8 @@ class Accumulators {
 
 template <bool kHalf>
 void average_rows(const RankLists& lists, int64_t columns, const SparseRows& weights,
-                  const SparseSink& means) {
-  for_rows<Accumulators>(lists.rows, weights.rows, [&](int64_t i, Accumulators& sums) {
+                  const RowRange& rows, const SparseSink& means) {
+  for_rows<Accumulators>(rows, weights.rows, [&](int64_t i, int64_t place, Accumulators& sums) {
     int members = 0;
     for (int64_t c = 0; c < columns; ++c) {
       const int32_t j = lists.ids[i * lists.stride + c];
@@ -186,9 +187,9 @@ void average_rows(const RankLists& lists, int64_t columns, const SparseRows& wei
           [](float value) { return value; }, rounded<false>);
     }
     if (means.counts != nullptr) {
-      means.counts[i] = int32_t(sums.count());
+      means.counts[place] = int32_t(sums.count());
     } else {
-      int64_t to = means.starts[i];
+      int64_t to = means.starts[place];
       sums.for_each_sorted(0.f, [&](int32_t id, float sum) {
         means.ids[to] = id;
         means.values[to++] = rounded<kHalf>(sum / float(members));
@@ -220,19 +221,19 @@ float distance_of(float shared, bool clip) {
 
 template <bool kHalf>
 void graph_rows(const SparseRows& weights, const SparseRows& transposed, const MinSum& rule,
-                const SparseSink& graph) {
+                const RowRange& rows, const SparseSink& graph) {
   // A sum below this one is of a pair too far apart, whatever rounding does to the distance.
   constexpr float kSlack = kHalf ? 0.01f : 1e-4f;
   const float most = std::min(rule.max_distance, 1.f);
   const float least = 2.f * (1.f - most) / (2.f - most) - kSlack;
-  for_rows<Accumulators>(weights.rows, weights.rows, [&](int64_t i, Accumulators& sums) {
-    int32_t* ids = graph.slot_ids + i * graph.slots;
-    float* values = graph.slot_values + i * graph.slots;
+  for_rows<Accumulators>(rows, weights.rows, [&](int64_t i, int64_t place, Accumulators& sums) {
+    int32_t* ids = graph.slot_ids + place * graph.slots;
+    float* values = graph.slot_values + place * graph.slots;
     int64_t room = graph.slots, count = 0;
     if (graph.counts == nullptr) {
-      int32_t* const to_ids = graph.ids + graph.starts[i];
-      float* const to_values = graph.values + graph.starts[i];
-      const int64_t size = graph.starts[i + 1] - graph.starts[i];
+      int32_t* const to_ids = graph.ids + graph.starts[place];
+      float* const to_values = graph.values + graph.starts[place];
+      const int64_t size = graph.starts[place + 1] - graph.starts[place];
       if (size <= room) {
         std::copy_n(ids, size, to_ids);
         std::copy_n(values, size, to_values);
@@ -250,17 +251,17 @@ void graph_rows(const SparseRows& weights, const SparseRows& transposed, const M
       }
       ++count;
     });
-    if (graph.counts != nullptr) graph.counts[i] = int32_t(count);
+    if (graph.counts != nullptr) graph.counts[place] = int32_t(count);
     sums.clear();
   });
 }
 
 template <bool kHalf>
 void block(const SparseRows& weights, const SparseRows& transposed, const MinSum& rule,
-           int64_t rows, int64_t column, int64_t columns, float* distances) {
-  for_rows<Accumulators>(rows, weights.rows, [&](int64_t i, Accumulators& sums) {
+           const RowRange& rows, int64_t column, int64_t columns, float* distances) {
+  for_rows<Accumulators>(rows, weights.rows, [&](int64_t i, int64_t place, Accumulators& sums) {
     add_shared<kHalf>(weights, transposed, i, sums);
-    float* const line = distances + i * columns;
+    float* const line = distances + place * columns;
     std::fill_n(line, columns, 1.f);
     sums.for_each([&](int32_t id, float shared) {
       if (id >= column && id < column + columns)
@@ -272,8 +273,8 @@ void block(const SparseRows& weights, const SparseRows& transposed, const MinSum
 
 }  // namespace
 
-void squared_norms(const char* op, const char* name, const ConstMatrix& features, float* norms,
-                   Stream) {
+void squared_norms(const char* op, const char* name, const ConstMatrix& features, int64_t first,
+                   float* norms, Stream) {
   const auto all = [&](auto* data) {
     parallel_for(features.rows, 64, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
@@ -283,7 +284,7 @@ void squared_norms(const char* op, const char* name, const ConstMatrix& features
         if (!std::isfinite(norms[i]))
           throw std::invalid_argument(
               std::string(op) + ": " + name + " must have rows of finite norm, got " +
-              (std::isnan(norms[i]) ? "nan" : "inf") + " in row " + std::to_string(i));
+              (std::isnan(norms[i]) ? "nan" : "inf") + " in row " + std::to_string(first + i));
       }
     });
   };
@@ -329,34 +330,34 @@ void reciprocal(const char* op, const RankLists& lists, const Reciprocity& rule,
 size_t expand_workspace(const RankLists&, const Reciprocity&) { return 0; }
 
 void expand(const char*, const RankLists& lists, const Reciprocity& rule, const uint32_t* masks,
-            const SparseSink& sets, void*, Stream) {
-  for_rows<Expansion>(lists.rows, lists.rows, [&](int64_t i, Expansion& found) {
+            const RowRange& rows, const SparseSink& sets, void*, Stream) {
+  for_rows<Expansion>(rows, lists.rows, [&](int64_t i, int64_t place, Expansion& found) {
     expand_row(lists, rule, masks, i, found);
     if (sets.counts != nullptr) {
-      sets.counts[i] = int32_t(found.ids.size());
+      sets.counts[place] = int32_t(found.ids.size());
     } else {
       std::sort(found.ids.begin(), found.ids.end());
-      std::copy(found.ids.begin(), found.ids.end(), sets.ids + sets.starts[i]);
+      std::copy(found.ids.begin(), found.ids.end(), sets.ids + sets.starts[place]);
     }
   });
 }
 
 void jaccard_weights(const char*, const ConstMatrix& features, const DistanceTerms& distances,
-                     bool half, const SparseRows& sets, float* values, Stream) {
+                     bool half, const SparseRows& sets, int64_t first, float* values, Stream) {
   switch (features.dtype) {
     case Dtype::float32:
-      return weights_of<float>(features, distances, half, sets, values);
+      return weights_of<float>(features, distances, half, sets, first, values);
     case Dtype::float16:
-      return weights_of<HostHalf>(features, distances, half, sets, values);
+      return weights_of<HostHalf>(features, distances, half, sets, first, values);
     default:
-      return weights_of<HostBFloat16>(features, distances, half, sets, values);
+      return weights_of<HostBFloat16>(features, distances, half, sets, first, values);
   }
 }
 
 void average(const char*, const RankLists& lists, int64_t columns, const SparseRows& weights,
-             bool half, const SparseSink& means, Stream) {
-  half ? average_rows<true>(lists, columns, weights, means)
-       : average_rows<false>(lists, columns, weights, means);
+             bool half, const RowRange& rows, const SparseSink& means, Stream) {
+  half ? average_rows<true>(lists, columns, weights, rows, means)
+       : average_rows<false>(lists, columns, weights, rows, means);
 }
 
 size_t transpose_workspace(int64_t) { return 0; }
@@ -377,13 +378,13 @@ void transpose(const char*, const SparseRows& weights, int64_t entries, int64_t*
 }
 
 void jaccard_rows(const char*, const SparseRows& weights, const SparseRows& transposed,
-                  const MinSum& rule, const SparseSink& graph, Stream) {
-  rule.half ? graph_rows<true>(weights, transposed, rule, graph)
-            : graph_rows<false>(weights, transposed, rule, graph);
+                  const MinSum& rule, const RowRange& rows, const SparseSink& graph, Stream) {
+  rule.half ? graph_rows<true>(weights, transposed, rule, rows, graph)
+            : graph_rows<false>(weights, transposed, rule, rows, graph);
 }
 
 void jaccard_block(const char*, const SparseRows& weights, const SparseRows& transposed,
-                   const MinSum& rule, int64_t rows, int64_t column, int64_t columns,
+                   const MinSum& rule, const RowRange& rows, int64_t column, int64_t columns,
                    float* distances, Stream) {
   rule.half ? block<true>(weights, transposed, rule, rows, column, columns, distances)
             : block<false>(weights, transposed, rule, rows, column, columns, distances);

@@ -115,7 +115,7 @@ void select(const std::vector<float>& sums, int64_t panel, int64_t size, const f
 bool has_knn() { return true; }
 
 void knn(const ConstMatrix& features, const float* bias, int64_t k, float* scores, int64_t* rows,
-         float* lowest, Stream) {
+         float* lowest, const std::function<void(int64_t)>& passed, Stream) {
   const int64_t size = features.rows;
   Best best(size, std::min(k, size));
   if (bias != nullptr) std::fill_n(lowest, size, INFINITY);
@@ -157,6 +157,7 @@ void knn(const ConstMatrix& features, const float* bias, int64_t k, float* score
       for (int64_t r = 0; r < count; ++r)
         lowest[panel + r] = std::min(lowest[panel + r], panel_lowest[r]);
     });
+    if (passed) passed(panel + count);
   }
   parallel_for(size, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {

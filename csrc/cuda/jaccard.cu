@@ -125,7 +125,7 @@ __device__ void sort_by_warp(Ids ids, int size) {
 
 template <class Ids>
 __device__ void expand_row(const RankLists& lists, const Reciprocity& rule, const uint32_t* masks,
-                           int64_t row, Ids ids, const SparseSink& sets) {
+                           int64_t row, int64_t place, Ids ids, const SparseSink& sets) {
   const int lane = threadIdx.x % 32, r_words = (rule.columns + 31) / 32;
   const int words = r_words + (rule.half + 31) / 32;
   const uint32_t below = (1u << lane) - 1;
@@ -180,10 +180,10 @@ __device__ void expand_row(const RankLists& lists, const Reciprocity& rule, cons
     const bool mine = p < count && id != before;
     const uint32_t takers = __ballot_sync(0xffffffffu, mine);
     if (mine && sets.counts == nullptr)
-      sets.ids[sets.starts[row] + kept + __popc(takers & below)] = id;
+      sets.ids[sets.starts[place] + kept + __popc(takers & below)] = id;
     kept += __popc(takers);
   }
-  if (lane == 0 && sets.counts != nullptr) sets.counts[row] = kept;
+  if (lane == 0 && sets.counts != nullptr) sets.counts[place] = kept;
   __syncwarp();
 }
 
@@ -191,16 +191,17 @@ template <bool kShared>
 __global__ void __launch_bounds__(kThreads)
     expand_kernel(const RankLists lists, const Reciprocity rule,
                   const uint32_t* __restrict__ masks,  // [rows, words]
-                  const SparseSink sets, int64_t capacity,
+                  const RowRange rows, const SparseSink sets, int64_t capacity,
                   int32_t* __restrict__ scratch) {  // [warps, capacity]
   PYREID_DYNAMIC_SHARED(int32_t, shared_ids);
   const int64_t warp = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
   const int64_t warps = int64_t(gridDim.x) * kWarps;
-  for (int64_t row = warp; row < lists.rows; row += warps) {
+  for (int64_t place = warp; place < rows.count; place += warps) {
+    const int64_t row = rows.first + place;
     if (kShared) {
-      expand_row(lists, rule, masks, row, shared_ids + threadIdx.x / 32 * capacity, sets);
+      expand_row(lists, rule, masks, row, place, shared_ids + threadIdx.x / 32 * capacity, sets);
     } else {
-      expand_row(lists, rule, masks, row, scratch + warp * capacity, sets);
+      expand_row(lists, rule, masks, row, place, scratch + warp * capacity, sets);
     }
   }
 }
@@ -209,13 +210,15 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     weights_kernel(const T* __restrict__ features,  // [rows, dim]
                    int64_t dim, const DistanceTerms distances, bool half, const SparseRows sets,
+                   int64_t first_row,
                    float* __restrict__ values) {  // [entries]
-  const int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (row >= sets.rows) return;
+  const int64_t place = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (place >= sets.rows) return;
   const int lane = threadIdx.x % 32;
-  const int64_t first = sets.starts[row], last = sets.starts[row + 1];
-  const float low = distances.low ? distances.low[row] : 0.f;
-  const float span = distances.high ? __fsub_rn(distances.high[row], low) : 1.f;
+  const int64_t row = first_row + place;
+  const int64_t first = sets.starts[place], last = sets.starts[place + 1];
+  const float low = distances.low ? distances.low[place] : 0.f;
+  const float span = distances.high ? __fsub_rn(distances.high[place], low) : 1.f;
   float nearest = INFINITY;
   for (int64_t e = first; e < last; ++e) {
     const int64_t other = sets.ids[e];
@@ -375,26 +378,26 @@ __device__ void emit(const Row& row, const SparseRows& lists, int64_t index,
 template <bool kHalf>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     average_kernel(const RankLists lists, int64_t columns, const SparseRows weights,
-                   const SparseSink means) {
-  const Mean<kHalf> row(lists, columns, blockIdx.x);
+                   int64_t first, const SparseSink means) {
+  const Mean<kHalf> row(lists, columns, first + blockIdx.x);
   emit(row, weights, blockIdx.x, means);
 }
 
 template <bool kHalf>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     jaccard_rows_kernel(const SparseRows weights, const SparseRows transposed, const MinSum rule,
-                        const SparseSink graph) {
-  const SharedWeight<kHalf> row(weights, rule, blockIdx.x);
+                        int64_t first, const SparseSink graph) {
+  const SharedWeight<kHalf> row(weights, rule, first + blockIdx.x);
   emit(row, transposed, blockIdx.x, graph);
 }
 
 template <bool kHalf>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     jaccard_block_kernel(const SparseRows weights, const SparseRows transposed, const MinSum rule,
-                         int64_t column, int64_t columns,
+                         int64_t first, int64_t column, int64_t columns,
                          float* __restrict__ distances) {  // [rows, columns]
   PYREID_DYNAMIC_SHARED(float, sums);
-  const SharedWeight<kHalf> row(weights, rule, blockIdx.x);
+  const SharedWeight<kHalf> row(weights, rule, first + blockIdx.x);
   for (int64_t begin = 0; begin < columns; begin += kWindow) {
     const int size = int(columns - begin < kWindow ? columns - begin : kWindow);
     add_lists(row, transposed, &sums[0], column + begin, size);
@@ -463,20 +466,22 @@ void launch_norms(const char* op, const T* features, int64_t rows, int64_t dim, 
 
 template <class T>
 void launch_weights(const char* op, const T* features, int64_t dim, const DistanceTerms& distances,
-                    bool half, const SparseRows& sets, float* values, Stream stream) {
+                    bool half, const SparseRows& sets, int64_t first, float* values,
+                    Stream stream) {
   launch(op, weights_kernel<T>, blocks_of(sets.rows, kWarps), kThreads, 0, stream, features, dim,
-         distances, half, sets, values);
+         distances, half, sets, first, values);
 }
 
 }  // namespace
 
 bool has_knn() { return false; }
 
-void knn(const ConstMatrix&, const float*, int64_t, float*, int64_t*, float*, Stream) {
+void knn(const ConstMatrix&, const float*, int64_t, float*, int64_t*, float*,
+         const std::function<void(int64_t)>&, Stream) {
   throw std::logic_error("knn: this floor searches panel by panel");
 }
 
-void squared_norms(const char* op, const char*, const ConstMatrix& features, float* norms,
+void squared_norms(const char* op, const char*, const ConstMatrix& features, int64_t, float* norms,
                    Stream stream) {
   by_dtype(features, [&](auto* data) {
     launch_norms(op, data, features.rows, features.cols, norms, stream);
@@ -496,30 +501,31 @@ size_t expand_workspace(const RankLists& lists, const Reciprocity& rule) {
 }
 
 void expand(const char* op, const RankLists& lists, const Reciprocity& rule, const uint32_t* masks,
-            const SparseSink& sets, void* workspace, Stream stream) {
+            const RowRange& rows, const SparseSink& sets, void* workspace, Stream stream) {
   const int64_t capacity = set_capacity(rule);
   int32_t* const scratch = static_cast<int32_t*>(workspace);
   if (capacity <= kSharedIds) {
-    launch(op, expand_kernel<true>, blocks_of(lists.rows, kWarps), kThreads,
-           sizeof(int32_t) * size_t(kWarps * capacity), stream, lists, rule, masks, sets, capacity,
-           scratch);
+    launch(op, expand_kernel<true>, blocks_of(rows.count, kWarps), kThreads,
+           sizeof(int32_t) * size_t(kWarps * capacity), stream, lists, rule, masks, rows, sets,
+           capacity, scratch);
   } else {
-    launch(op, expand_kernel<false>, scratch_blocks(lists.rows), kThreads, 0, stream, lists, rule,
-           masks, sets, capacity, scratch);
+    launch(op, expand_kernel<false>, scratch_blocks(rows.count), kThreads, 0, stream, lists, rule,
+           masks, rows, sets, capacity, scratch);
   }
 }
 
 void jaccard_weights(const char* op, const ConstMatrix& features, const DistanceTerms& distances,
-                     bool half, const SparseRows& sets, float* values, Stream stream) {
+                     bool half, const SparseRows& sets, int64_t first, float* values,
+                     Stream stream) {
   by_dtype(features, [&](auto* data) {
-    launch_weights(op, data, features.cols, distances, half, sets, values, stream);
+    launch_weights(op, data, features.cols, distances, half, sets, first, values, stream);
   });
 }
 
 void average(const char* op, const RankLists& lists, int64_t columns, const SparseRows& weights,
-             bool half, const SparseSink& means, Stream stream) {
-  launch(op, half ? average_kernel<true> : average_kernel<false>, lists.rows, kThreads,
-         window_bytes(weights.rows), stream, lists, columns, weights, means);
+             bool half, const RowRange& rows, const SparseSink& means, Stream stream) {
+  launch(op, half ? average_kernel<true> : average_kernel<false>, rows.count, kThreads,
+         window_bytes(weights.rows), stream, lists, columns, weights, rows.first, means);
 }
 
 size_t transpose_workspace(int64_t entries) { return sort_workspace(entries); }
@@ -538,16 +544,19 @@ void transpose(const char* op, const SparseRows& weights, int64_t entries, int64
 }
 
 void jaccard_rows(const char* op, const SparseRows& weights, const SparseRows& transposed,
-                  const MinSum& rule, const SparseSink& graph, Stream stream) {
-  launch(op, rule.half ? jaccard_rows_kernel<true> : jaccard_rows_kernel<false>, weights.rows,
-         kThreads, window_bytes(weights.rows), stream, weights, transposed, rule, graph);
+                  const MinSum& rule, const RowRange& rows, const SparseSink& graph,
+                  Stream stream) {
+  launch(op, rule.half ? jaccard_rows_kernel<true> : jaccard_rows_kernel<false>, rows.count,
+         kThreads, window_bytes(weights.rows), stream, weights, transposed, rule, rows.first,
+         graph);
 }
 
 void jaccard_block(const char* op, const SparseRows& weights, const SparseRows& transposed,
-                   const MinSum& rule, int64_t rows, int64_t column, int64_t columns,
+                   const MinSum& rule, const RowRange& rows, int64_t column, int64_t columns,
                    float* distances, Stream stream) {
-  launch(op, rule.half ? jaccard_block_kernel<true> : jaccard_block_kernel<false>, rows, kThreads,
-         window_bytes(columns), stream, weights, transposed, rule, column, columns, distances);
+  launch(op, rule.half ? jaccard_block_kernel<true> : jaccard_block_kernel<false>, rows.count,
+         kThreads, window_bytes(columns), stream, weights, transposed, rule, rows.first, column,
+         columns, distances);
 }
 
 }  // namespace pyreid

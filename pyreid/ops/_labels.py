@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pyreid import _native
+from pyreid.ops._shards import Shards
+from pyreid.ops._work import Progress, Work
 from pyreid.ops.dbscan import dbscan
-from pyreid.ops.jaccard import _graph
+from pyreid.ops.jaccard import graph, placed, rows_of
 
 
 class LabelStats(NamedTuple):
@@ -34,8 +36,10 @@ def pseudo_labels(
     cameras: Any = None,
     intra_k: tuple[int, int] = (5, 2),
     inter_k: tuple[int, int] = (20, 4),
+    device: Any = None,
+    distributed: str | None = None,
     return_stats: bool = False,
-    progress: Callable[[str], object] | None = None,
+    progress: Progress | None = None,
 ) -> Any:
     """DBSCAN's labels of rows by the Jaccard distance of their k-reciprocal neighbours.
 
@@ -43,46 +47,53 @@ def pseudo_labels(
     linear in N.
 
     Args:
-        features: (N, D) float32, float16 or bfloat16, of torch, CuPy or NumPy.
+        features, device, distributed: as for `jaccard_graph`: an array, or a list of shards in memory or in
+            files; where the work is done; and by which processes.
         k1, k2, variant, cameras, intra_k, inter_k: as for `jaccard_graph`.
         eps: in (0, 1], or up to 64 of them, for which the graph is made once. Rows that share no neighbour
             are not near each other even at 1.
         min_samples: as for `dbscan`.
         return_stats: also return a LabelStats. On CUDA, the device is then waited for after each stage.
-        progress: called with the name of each stage ("neighbours", "jaccard", "dbscan") when it begins.
+        progress: called as `progress(stage, done, total)`, as by `jaccard_graph`; the third stage is "dbscan".
 
     Returns:
         (N,) int64, or (E, N) for a sequence of eps, -1 where a row is in no cluster; or
-        (labels, LabelStats). No gradient.
+        (labels, LabelStats). In the library and on the device of `features`, wherever the work is done, and
+        on each process those of all rows. No gradient.
     """
+    op = "pseudo_labels"
     several = hasattr(eps, "__len__")
     levels: Any = eps if several else [eps]
     for level in levels:
         if not 0 < level <= 1:
-            raise ValueError(f"pseudo_labels: eps must lie in (0, 1], got {level}")
+            raise ValueError(f"{op}: eps must lie in (0, 1], got {level}")
     # What dbscan would refuse, before the long work.
     dbscan(np.empty((0, 0), np.float32), levels, min_samples)
 
     started: list[tuple[str, float]] = []
 
-    def begin(stage: str, after: Any = None) -> None:
+    def begin(stage: str, after: Any) -> None:
         if return_stats and after is not None:
             _native.to_numpy(after[:1])  # waits for the device
         started.append((stage, time.perf_counter()))
-        if progress is not None:
-            progress(stage)
 
-    begin("neighbours")
+    features, (cameras,) = placed(op, features, device, distributed, variant, cameras)
+    divided = distributed is not None
+    work = Work(rows_of(features), divided=divided, progress=progress, begun=begin)
     sets = (k1, k2, max(levels), variant, None, cameras, intra_k, inter_k)
-    graph = _graph(features, *sets, listed=lambda lists: begin("jaccard", lists))
-    begin("dbscan", graph.distances)
-    labels = dbscan(graph, eps, min_samples)
+    near = graph(features, *sets, work)
+    work.begin("dbscan", near.distances)
+    labels = dbscan(near, eps, min_samples)
+    if isinstance(features, Shards):
+        labels = features.returned(labels)
     if not return_stats:
+        work.end()
         return labels
     rows = _native.to_numpy(labels).reshape(len(levels), -1)
     ends = [*(moment for _, moment in started[1:]), time.perf_counter()]
+    work.end()
     seconds = {stage: end - moment for (stage, moment), end in zip(started, ends, strict=True)}
     clusters = tuple(int(row.max(initial=-1)) + 1 for row in rows)
     noise = tuple(int((row == -1).sum()) for row in rows)
     found = (clusters, noise) if several else (clusters[0], noise[0])
-    return labels, LabelStats(seconds, graph.indices.shape[0], *found)
+    return labels, LabelStats(seconds, near.indices.shape[0], *found)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pyreid import _native
+from pyreid.ops import _shards
 
 # Scores of one panel: on the CPU a share of the last cache, on CUDA half of a Hopper's L2.
 _CPU_SCORES, _CUDA_SCORES = 2**20, 7 * 2**20
@@ -21,22 +22,29 @@ _CONVERTED = 2**24  # elements of a half-precision bank that are widened at a ti
 def panels(batch: int, bank: Any) -> Iterator[tuple[int, Any]]:
     """(first row, rows) of consecutive panels of `bank`, for products with `batch` queries; at least one."""
     size, dim = bank.shape
-    rows = (_CUDA_SCORES if _native.on_cuda(bank) else _CPU_SCORES) // max(batch, 1)
+    cuda = _native.on_cuda(_shards.like(bank))
+    rows = (_CUDA_SCORES if cuda else _CPU_SCORES) // max(batch, 1)
     if not _is_float32(bank):
         rows = min(rows, _CONVERTED // max(dim, 1))
     rows = max(rows // 256, 1) * 256
+    if isinstance(bank, _shards.Shards):
+        yield from bank.panels(rows)
+        return
     for first in range(0, max(size, 1), rows):
         yield first, bank[first : first + rows]
 
 
-def product(queries: Any, panel: Any, *, precision: str = "exact") -> Any:
+def product(queries: Any, panel: Any, *, precision: str = "exact", alike: bool = False) -> Any:
     """(B, P) float32 dot products of float32 queries and a panel of the bank.
 
     "exact": float32 throughout, whatever torch's matmul precision and autocast are set to. "fast": on CUDA
     in the bank's half precision, or as torch's settings allow for a float32 bank.
+
+    `alike`: on the CPU, the bits of a product do not depend on how many queries come together, which for very
+    few of them takes longer.
     """
     module, stream = _native.floor(panel)
-    if module.has_product and len(queries) >= _PACKED:
+    if module.has_product and (alike or len(queries) >= _PACKED):
         scores = _native.empty(panel, (len(queries), len(panel)), "float32")
         module.product(queries, panel, scores, stream)
         return scores

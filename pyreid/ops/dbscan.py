@@ -24,8 +24,8 @@ def dbscan(graph_or_distance: Any, eps: float | Sequence[float], min_samples: in
             from himself unless the diagonal is stored; no pair may be stored twice. Or (N, N) distances,
             the diagonal taken as it is. Row i holds the neighbours of i: where distances are not symmetric,
             labels are scikit-learn's still, but on CUDA they take longer.
-        eps: how far apart neighbours may be, inclusively; finite and at least 0. Or up to 64 of them. A graph
-            that was cut at a distance below eps gives the labels of that distance.
+        eps: how far apart neighbours may be, inclusively; finite and at least 0. Or up to 64 of them. At most
+            the `max_distance` that a graph was cut at, where that is below 1 and the graph says so.
         min_samples: how many neighbours make a core sample, itself included.
 
     Returns:
@@ -41,6 +41,12 @@ def dbscan(graph_or_distance: Any, eps: float | Sequence[float], min_samples: in
     several = hasattr(eps, "__len__")
     levels: Any = eps if several else [eps]
     levels = [float(level) for level in levels]
+    cut = _cut(graph_or_distance)
+    for level in levels:
+        if cut is not None and np.float32(level) > np.float32(cut):
+            raise ValueError(
+                f"dbscan: eps must be at most {cut}, the graph's max_distance, got {level}"
+            )
     if distances.dtype in (torch.float64, np.dtype("float64")):
         distances, levels = _ranked(distances, levels)
     search = _search_registered if _native.is_torch(distances) else _search
@@ -79,9 +85,9 @@ def mean_smallest(graph_or_distance: Any, fraction: float) -> float:
 
     Args:
         graph_or_distance: as for `dbscan`, in float32. Pairs of a graph that are not stored are at distance
-            1 and count among the M; stored zeros do not. So give `jaccard_graph` no `max_distance`: its
-            Graph does not carry one, and pairs that were cut would count as 1. A graph with an attribute
-            `max_distance` is refused where what was kept does not suffice.
+            1 and count among the M; stored zeros do not. Of a graph that was cut at a `max_distance`, what
+            was kept must hold all that are taken, else it is refused. (A matrix that was cut without saying
+            so has no such guard.)
         fraction: in (0, 1], such that at least one distance is taken.
 
     Selects instead of sorting; adds in float64, in an order that does not depend on the number of threads.
@@ -98,8 +104,8 @@ def mean_smallest(graph_or_distance: Any, fraction: float) -> float:
         raise ValueError(
             f"{op}: fraction must take at least one of the {counted} non-zero distances, got {fraction}"
         )
-    cut = getattr(graph_or_distance, "max_distance", None)
-    if taken > stored and cut is not None and cut < 1:
+    cut = _cut(graph_or_distance)
+    if taken > stored and cut is not None:
         raise ValueError(
             f"{op}: graph must hold the {taken} smallest distances, got {stored} up to its max_distance {cut}"
         )
@@ -108,6 +114,12 @@ def mean_smallest(graph_or_distance: Any, fraction: float) -> float:
     if largest > 1:  # and so are pairs that are not stored
         total += counted - stored
     return (total + ties * largest) / taken
+
+
+def _cut(graph: Any) -> float | None:
+    """The distance beyond which pairs of a graph were left out, if any were."""
+    most = getattr(graph, "max_distance", None)
+    return most if most is not None and most < 1 else None
 
 
 def _parts(op: str, graph: Any) -> tuple[Any, Any, Any]:

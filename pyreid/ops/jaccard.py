@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from pyreid import _native
 from pyreid._native import Array
-from pyreid.ops import _panels, _torch
+from pyreid.ops import _panels, _shards, _torch, _work
 from pyreid.ops._graph import Graph
+from pyreid.ops._shards import Shards
+from pyreid.ops._work import Work
 
 _QUERIES = 1024  # rows whose products with a panel are held at a time
+_AHEAD = 8  # times as many rows that meet a panel while it is there, where panels come from elsewhere
 _SLOTS = 64  # near rows, more than which few rows have
+_GATHERED = 2**24  # elements of rows that are fetched from elsewhere together, for their weights
+
+# How much of a stage its parts are, roughly.
+_OWN_CAMERA = 0.2
+_SETS, _WEIGHTS, _MEANS, _DISTANCES = 0.15, 0.3, 0.2, 0.35
 
 
 class Neighbours(NamedTuple):
@@ -115,13 +124,13 @@ def _distance_forward(
     intra_k: Sequence[int],
     inter_k: Sequence[int],
 ) -> torch.Tensor:
-    op = "jaccard_distance"
-    rule, encoded = _checked(op, features, k1, k2, None, variant, ranks, cameras, intra_k, inter_k)
+    op, size = "jaccard_distance", features.shape[0]
+    sets = (k1, k2, None, variant, ranks, cameras, intra_k, inter_k)
+    rule, encoded = _checked(op, features, *sets, Work(size))
     module, stream = _native.floor(features)
-    distances = _native.empty(features, (features.shape[0],) * 2, "float32")
-    module.jaccard_block(
-        op, encoded.weights, encoded.transposed, rule.clip, rule.half, 0, distances, stream
-    )
+    distances = _native.empty(features, (size, size), "float32")
+    sides = (encoded.weights, encoded.transposed)
+    module.jaccard_block(op, *sides, rule.clip, rule.half, 0, 0, distances, stream)
     return distances
 
 
@@ -143,6 +152,9 @@ def jaccard_graph(
     cameras: Array | None = None,
     intra_k: tuple[int, int] = (5, 2),
     inter_k: tuple[int, int] = (20, 4),
+    device: Any = None,
+    distributed: str | None = None,
+    progress: _work.Progress | None = None,
 ) -> Graph:
     """The Jaccard distance of k-reciprocal neighbour sets, for the pairs of rows that are near.
 
@@ -171,32 +183,60 @@ def jaccard_graph(
     `inter_k[1]` of the other. k1 and k2 are not used.
 
     Args:
-        features: (N, D) float32, float16 or bfloat16. On the CPU, a row whose norm is not finite is an error.
+        features: (N, D) float32, float16 or bfloat16; NumPy's may be a file that is mapped into memory
+            (`np.load(path, mmap_mode="r")`). Or shards: a list of such arrays in host memory, torch's or
+            NumPy's, that together are the rows; they are read panel by panel and never brought together. On
+            the CPU, a row whose norm is not finite is an error.
         k1, k2: sizes of the neighbourhoods; k2 = 1: rows are not averaged. Where there are fewer rows, or a
             list holds fewer neighbours, what there is counts.
         max_distance: pairs at a larger distance are left out; None: pairs at distance 1 are.
         variant: see above.
         ranks: (N, at least the neighbours asked; at least k2 but for spcl and openunreid) int64 or int32:
             neighbour lists, best first, -1 where there is none, to be used in place of a search. On the CPU
-            a row out of range is an error, on CUDA it counts as none. Not for ca-jaccard.
+            a row out of range is an error, on CUDA it counts as none (an error under `pyreid.debug()`, as are
+            features that are not finite). Not for ca-jaccard.
         cameras: (N,) int64 or int32 ids, for ca-jaccard.
         intra_k, inter_k: for ca-jaccard.
+        device: where the work is done, such as "cuda"; None: where the features are. Elsewhere, features stay
+            where they are, as shards do, so that they may be larger than the device's memory: there, a few
+            panels of them, and what is linear in N alone. Each row is read once for every 8192 rows, and
+            again as a neighbour.
+        distributed: "replicated": all processes of torch.distributed call this with the same features, each
+            ranks its share of the rows, and all get the same result, bit for bit that of one process.
+            "sharded": the same, but each process brings only its own rows (with their ranks or cameras),
+            which are gathered first, in the order of ranks; so each must have memory for all. None: this
+            process by itself. It is never guessed: a call that waits for others hangs where only rank 0
+            makes it.
+        progress: called as `progress(stage, done, total)` with rows of N: at the beginning and the end of the
+            stages "neighbours" and "jaccard", and between where that takes long. On CUDA, of what the device
+            has been asked to do.
 
     Returns:
-        Graph(indptr, indices, distances, shape). A row is stored among its own neighbours. It may be
+        Graph(indptr, indices, distances, shape, max_distance), of the features' library; on a CUDA `device`,
+        of torch. A row is stored among its own neighbours. It may be
         missing where more than k1 rows are equal: they all name the lower ones as their neighbours, a row
         that is in none of their lists has an empty set, and, unless its neighbours' weights fill it, an
         empty row: its distance is 1 to all rows, itself included.
 
     The result is the same, bit for bit, in every run and for every number of threads, and symmetric. Pairs
     whose true distance is `max_distance` itself may fall on either side: two rows that share four of their
-    k2 = 6 neighbours and nothing else are at 0.5, say. On CUDA the call waits for the device three times, to
-    learn how much memory comes next. No gradient.
+    k2 = 6 neighbours and nothing else are at 0.5, say. MMT's prior of the distance to a source domain, off
+    unless asked for there, is not built. On CUDA the call waits for the device three times, to learn how many
+    ids the sets have, how many weights their means, and how many pairs are near: what can be said of these
+    beforehand is 16 times, 3 times and N / 30 times as much as there is in the end. No gradient.
     """
-    return _graph(features, k1, k2, max_distance, variant, ranks, cameras, intra_k, inter_k)
+    op = "jaccard_graph"
+    features, beside = placed(op, features, device, distributed, variant, ranks, cameras)
+    work = Work(rows_of(features), divided=distributed is not None, progress=progress)
+    near = graph(features, k1, k2, max_distance, variant, *beside, intra_k, inter_k, work)
+    work.end()
+    if isinstance(features, Shards) and features.device.type == "cpu":
+        parts = (features.returned(part) for part in near[:3])
+        return Graph(*parts, near.shape, near.max_distance)
+    return near
 
 
-def _graph(
+def graph(
     features: Any,
     k1: int,
     k2: int,
@@ -206,21 +246,22 @@ def _graph(
     cameras: Any,
     intra_k: Sequence[int],
     inter_k: Sequence[int],
-    listed: Callable[[Any], object] | None = None,
+    work: Work,
 ) -> Graph:
-    """`listed` is called with the neighbour lists as soon as they are there."""
     op = "jaccard_graph"
-    rule, encoded = _checked(
-        op, features, k1, k2, max_distance, variant, ranks, cameras, intra_k, inter_k, listed
-    )
-    module, stream = _native.floor(features)
-    settings = (max_distance, rule.clip, rule.half)
+    sets = (k1, k2, max_distance, variant, ranks, cameras, intra_k, inter_k)
+    rule, encoded = _checked(op, features, *sets, work)
+    like = encoded.weights[0]
+    module, stream = _native.floor(like)
+    sides = (encoded.weights, encoded.transposed)
 
-    def write(sink):
-        module.jaccard_rows(op, encoded.weights, encoded.transposed, *settings, sink, stream)
+    def write(first, sink):
+        module.jaccard_rows(op, *sides, max_distance, rule.clip, rule.half, first, sink, stream)
 
     slots = 0 if max_distance is None else _SLOTS
-    return Graph(*_two_passes(features, write, slots), (features.shape[0],) * 2)
+    parts = _two_passes(like, write, work, _DISTANCES, slots)
+    most = None if max_distance is None else float(max_distance)
+    return Graph(*parts, (work.size, work.size), most)
 
 
 def rerank(
@@ -231,6 +272,7 @@ def rerank(
     lambda_value: float = 0.3,
     *,
     variant: str = "zhong",
+    progress: _work.Progress | None = None,
 ) -> Array:
     """(1 - lambda) Jaccard distance + lambda distance, of queries and gallery rows.
 
@@ -243,10 +285,14 @@ def rerank(
         k1, k2: as for `jaccard_graph`.
         lambda_value: weight of the distance itself, in [0, 1].
         variant: "openunreid", "zhong", "jvtc" or "strong-baseline".
+        progress: called as `progress(stage, done, total)`, as by `jaccard_graph`; a third stage is
+            "distances". Not under torch.compile.
 
     Returns:
         (Q, G) float32. Memory beyond it is linear in Q + G.
     """
+    if progress is not None:
+        return _reranked(queries, gallery, k1, k2, lambda_value, variant, progress)
     return _rerank(queries, gallery, k1, k2, lambda_value, variant)
 
 
@@ -258,18 +304,34 @@ def _rerank_forward(
     lambda_value: float,
     variant: str,
 ) -> torch.Tensor:
+    return _reranked(queries, gallery, k1, k2, lambda_value, variant, None)
+
+
+def _reranked(
+    queries: Any,
+    gallery: Any,
+    k1: int,
+    k2: int,
+    lambda_value: float,
+    variant: str,
+    progress: _work.Progress | None,
+) -> Any:
     op = "rerank"
     rule = _rule(op, variant)
     module, stream = _native.floor(queries)
     module.rerank_check(queries, gallery, k1, k2, lambda_value)
     union = _native.namespace(queries).concatenate([queries, gallery])
-    weights, transposed, (norms, low, high) = _encode(op, union, k1, k2, rule)
+    work = Work(union.shape[0], progress=progress)
+    weights, transposed, (norms, low, high) = _encode(op, union, k1, k2, rule, work)
     count = queries.shape[0]
+    work.begin("distances", weights[0])
+    work.part(1)
     mixed = _native.empty(queries, (count, gallery.shape[0]), "float32")
-    module.jaccard_block(op, weights, transposed, rule.clip, rule.half, count, mixed, stream)
-    mixed *= 1 - lambda_value
+    sides = (weights, transposed, rule.clip, rule.half)
     for begin in range(0, count, _QUERIES):
         some = slice(begin, min(begin + _QUERIES, count))
+        module.jaccard_block(op, *sides, begin, count, mixed[some], stream)
+        mixed[some] *= 1 - lambda_value
         wide = _native.widened_half(union[some])
         for first, panel in _panels.panels(len(wide), gallery):
             near = _panels.product(wide, panel)
@@ -283,6 +345,8 @@ def _rerank_forward(
                 near /= span + (span <= 0)  # where all are at one distance: 0 / 1
             near *= lambda_value
             mixed[some, first : first + len(panel)] += near
+        work.tell(some.stop / count)
+    work.end()
     return mixed
 
 
@@ -318,20 +382,66 @@ def _checked(
     cameras: Any,
     intra_k: Sequence[int],
     inter_k: Sequence[int],
-    listed: Callable[[Any], object] | None = None,
+    work: Work,
 ) -> tuple[_Variant, _Encoded]:
     rule = _rule(op, variant)
-    module, _ = _native.floor(features)
-    module.jaccard_check(op, features, k1, k2, max_distance, ranks, _columns(rule, k1, k2))
+    module, _ = _native.floor(_shards.like(features))
+    shape = _shape(features)
+    module.jaccard_check(op, shape, k1, k2, max_distance, ranks, _columns(rule, k1, k2))
+    if ranks is not None:
+        _native.check_range(op, "ranks", ranks, -1, features.shape[0], closed=False)
     by_camera = variant == "ca-jaccard"
     if by_camera != (cameras is not None):
         must, got = ("be given", "None") if by_camera else ("be None", "an array")
         raise ValueError(f"{op}: cameras must {must} for variant {variant!r}, got {got}")
     if not by_camera:
-        return rule, _encode(op, features, k1, k2, rule, ranks, listed)
+        return rule, _encode(op, features, k1, k2, rule, work, ranks)
     if ranks is not None:
         raise ValueError(f"{op}: ranks must be None for variant {variant!r}, got an array")
-    return rule, _encode_cameras(op, features, cameras, intra_k, inter_k, listed)
+    return rule, _encode_cameras(op, features, cameras, intra_k, inter_k, work)
+
+
+def rows_of(features: Any) -> int:
+    """N, or 0 of what is no array, which the checks tell of."""
+    return (*getattr(features, "shape", ()), 0)[0]
+
+
+def _shape(features: Any) -> Any:
+    """What the native checks look at: of shards, an array of as many rows that holds nothing."""
+    if isinstance(features, Shards):
+        return features.like.new_empty((features.shape[0], 0))
+    return features
+
+
+def placed(
+    op: str, features: Any, device: Any, distributed: str | None, variant: str, *beside: Any
+) -> tuple[Any, list[Any]]:
+    """Features, and what lies beside them, as the stages take them: gathered from all processes, or as
+    shards that are fetched panel by panel."""
+    if distributed not in (None, "replicated", "sharded"):
+        raise ValueError(
+            f"{op}: distributed must be None, 'replicated' or 'sharded', got {distributed!r}"
+        )
+    apart = isinstance(features, (list, tuple))
+    if device is not None and not apart:
+        here = torch.device("cuda" if _native.on_cuda(features) else "cpu")
+        here = features.device if _native.is_torch(features) else here
+        wanted = torch.device(device)
+        apart = wanted.type != here.type or wanted.index not in (None, here.index)
+    if isinstance(features, np.memmap) and variant == "ca-jaccard":
+        apart = True  # rows of a camera would be brought together in memory
+    if distributed == "sharded":
+        if apart:
+            raise ValueError(
+                f"{op}: features must be one array on its device where distributed is 'sharded'"
+            )
+        parts = (features, *beside)
+        features, *beside = (None if part is None else _work.gathered(part) for part in parts)
+    if not apart:
+        return features, list(beside)
+    arrays = features if isinstance(features, (list, tuple)) else [features]
+    rows = Shards(op, arrays, "cpu" if device is None else device)
+    return rows, [rows.beside(array) for array in beside]
 
 
 # --- neighbour lists ------------------------------------------------------------------------------
@@ -345,52 +455,84 @@ def _search(
     bias: Any = None,
     groups: Any = None,
     precision: str = "exact",
+    work: Work | None = None,
 ) -> tuple[Any, Any, Any]:
     """Scores and rows (B, k) by dot(query, row) - bias[row], and the lowest of these (B,) if there is a bias.
 
-    `groups`: (N,) ids; rows of a query's own group are left out, which takes queries=None.
+    `groups`: (N,) ids; rows of a query's own group are left out, which takes queries=None. `work` may divide
+    the queries, if they are the rows themselves.
     """
-    module, stream = _native.floor(features)
-    symmetric = queries is None and groups is None and module.has_knn
-    queries = features if queries is None else queries
-    batch = queries.shape[0]
-    scores = _native.empty(features, (batch, k), "float32")
-    rows = _native.empty(features, (batch, k), "int64")
-    lowest: Any = None if bias is None else _native.empty(features, (batch,), "float32")
-    if symmetric:
-        module.knn(features, bias, k, scores, rows, lowest, stream)
+    like = _shards.like(features)
+    module, stream = _native.floor(like)
+    work = work or Work(features.shape[0])
+    itself = queries is None
+    queries = features if itself else queries
+    symmetric = itself and groups is None and module.has_knn and not work.divided
+    mine = work.share(queries.shape[0], _QUERIES) if itself else range(queries.shape[0])
+    batch = len(mine)
+    scores = _native.empty(like, (batch, k), "float32")
+    rows = _native.empty(like, (batch, k), "int64")
+    lowest: Any = None if bias is None else _native.empty(like, (batch,), "float32")
+    if symmetric and not isinstance(features, Shards):
+        # Products left of the diagonal are done with those of earlier rows.
+        told = (lambda met: work.tell(1 - (1 - met / batch) ** 2)) if work.listened else None
+        module.knn(features, bias, k, scores, rows, lowest, told, stream)
         return scores, rows, lowest
-    xp = _native.namespace(features)
-    for begin in range(0, batch, _QUERIES):
-        some = slice(begin, min(begin + _QUERIES, batch))
-        wide = _native.widened_half(queries[some])
-        rules = (None, None if groups is None else groups[some], groups, None, None, 0.0)
+    xp = _native.namespace(like)
+    # The tiles are the same for all processes and wherever the features are, and so are bits, whatever the
+    # library's product is like.
+    tall = min(_QUERIES, queries.shape[0])
+    held = tall * _AHEAD if isinstance(features, Shards) else tall
+    for begin in range(mine.start, mine.stop, max(held, 1)):
+        end = min(begin + held, mine.stop)
+        wide = _native.widened_half(_block(queries, begin, end))
         state = (
-            _native.empty(features, (len(wide), k + max(k, 1024)), "int64"),
-            _native.empty(features, (len(wide),), "int64"),
-            _native.empty(features, (len(wide),), "int32"),
+            _native.empty(like, (len(wide), k + max(k, 1024)), "int64"),
+            _native.empty(like, (len(wide),), "int64"),
+            _native.empty(like, (len(wide),), "int32"),
         )
-        for first, panel in _panels.panels(len(wide), features):
-            products = _panels.product(wide, panel, precision=precision)
-            if bias is not None:
-                products -= bias[first : first + len(panel)]
-                least = xp.amin(products, 1)
-                lowest[some] = least if first == 0 else xp.minimum(least, lowest[some])
-            module.mine_panel(products, first, *rules, *state, k, stream)
-        module.mine_finish(*state, k, 0, scores[some], rows[some], stream)
-    return scores, rows, lowest
+        for first, panel in _panels.panels(tall, features):
+            for top in range(begin, end, tall):
+                some = slice(top - begin, min(top + tall, end) - begin)
+                own = slice(top, min(top + tall, end))
+                to = slice(own.start - mine.start, own.stop - mine.start)
+                products = _panels.product(wide[some], panel, precision=precision, alike=True)
+                if bias is not None:
+                    products -= bias[first : first + len(panel)]
+                    least = xp.amin(products, 1)
+                    lowest[to] = least if first == 0 else xp.minimum(least, lowest[to])
+                rules = (None, None if groups is None else groups[own], groups, None, None, 0.0)
+                module.mine_panel(
+                    products, first, *rules, *(part[some] for part in state), k, stream
+                )
+            met = (first + len(panel)) / max(features.shape[0], 1)
+            work.tell((begin - mine.start + (end - begin) * met) / batch)
+        to = slice(begin - mine.start, end - mine.start)
+        module.mine_finish(*state, k, 0, scores[to], rows[to], stream)
+    return work.gather(scores), work.gather(rows), None if bias is None else work.gather(lowest)
 
 
-def _camera_lists(features: Any, cameras: Any, k: int) -> tuple[Any, Any]:
+def _block(features: Any, first: int, last: int) -> Any:
+    if isinstance(features, Shards):
+        return features.take(range(first, last))
+    return features[first:last]
+
+
+def _camera_lists(features: Any, cameras: Any, k: int, work: Work) -> tuple[Any, Any]:
     """(N, k) lists that put rows of the same camera first, and lists that put the others first."""
-    xp = _native.namespace(features)
-    same = _native.empty(features, (features.shape[0], k), "int64")
+    like = _shards.like(features)
+    xp = _native.namespace(like)
+    same = _native.empty(like, (features.shape[0], k), "int64")
     names, groups = xp.unique(cameras, return_inverse=True)
     for group in range(len(names)):
         members = xp.where(groups == group)[0]
-        found = _search(features[members], k)[1]
+        apart = isinstance(features, Shards)
+        among = features.selected(members) if apart else features[members]
+        work.part(_OWN_CAMERA / len(names))
+        found = _search(among, k, work=work)[1]
         same[members] = xp.where(found >= 0, members[found], -1)
-    others = _search(features, k, groups=groups)[1]
+    work.part(1 - _OWN_CAMERA)
+    others = _search(features, k, groups=groups, work=work)[1]
     return _appended(same, others), _appended(others, same)
 
 
@@ -405,9 +547,16 @@ def _appended(lists: Any, more: Any) -> Any:
 
 
 def _squared_norms(op: str, name: str, features: Any) -> Any:
-    module, stream = _native.floor(features)
-    norms = _native.empty(features, (features.shape[0],), "float32")
-    module.squared_norms(op, name, features, norms, stream)
+    like = _shards.like(features)
+    module, stream = _native.floor(like)
+    norms = _native.empty(like, (features.shape[0],), "float32")
+    if isinstance(features, Shards):
+        for first, panel in _panels.panels(_QUERIES, features):
+            some = norms[first : first + len(panel)]
+            module.squared_norms(op, name, panel, first, some, stream)
+    else:
+        module.squared_norms(op, name, features, 0, norms, stream)
+    _native.check_norms(op, name, norms)
     return norms
 
 
@@ -421,34 +570,29 @@ def _as_int32(array: Any) -> Any:
 
 
 def _encode(
-    op: str,
-    features: Any,
-    k1: int,
-    k2: int,
-    rule: _Variant,
-    ranks: Any = None,
-    listed: Callable[[Any], object] | None = None,
+    op: str, features: Any, k1: int, k2: int, rule: _Variant, work: Work, ranks: Any = None
 ) -> _Encoded:
     """By all variants but the one with cameras."""
+    work.begin("neighbours")
     norms = _squared_norms(op, "features", features)
     low, high = None, None
     if ranks is None or rule.column:
         bias = norms / 2 if rule.squared else None
-        scores, found, lowest = _search(features, _columns(rule, k1, k2), bias=bias)
+        work.part(1)
+        scores, found, lowest = _search(features, _columns(rule, k1, k2), bias=bias, work=work)
         if rule.column:  # a squared distance is norm - 2 (dot - bias)
             high = norms - 2 * lowest
             low = norms - 2 * scores[:, 0] if rule.column == "range" else None
         ranks = found if ranks is None else ranks
     space = (norms if rule.squared else None, low, high)
     lists = _as_int32(ranks)
-    if listed is not None:
-        listed(lists)
+    work.begin("jaccard", lists)
     columns = min(k1 + rule.extra, lists.shape[1])
     reciprocity = (columns, columns, min(round(k1 / 2) + 1, columns))
-    weights = _weights(op, features, lists, reciprocity, space, rule.half)
+    weights = _weights(op, features, lists, reciprocity, space, rule.half, work)
     if k2 != 1:
         near = k2 if rule.extra else min(k2, k1)
-        weights = _average(op, lists, min(near, lists.shape[1]), weights, rule.half)
+        weights = _average(op, lists, min(near, lists.shape[1]), weights, rule.half, work)
     return _Encoded(weights, _transpose(op, weights), space)
 
 
@@ -458,23 +602,26 @@ def _encode_cameras(
     cameras: Any,
     intra_k: Sequence[int],
     inter_k: Sequence[int],
-    listed: Callable[[Any], object] | None,
+    work: Work,
 ) -> _Encoded:
-    module, _ = _native.floor(features)
-    module.cameras_check(op, features, cameras, *intra_k, *inter_k)
+    module, _ = _native.floor(_shards.like(features))
+    module.cameras_check(op, _shape(features), cameras, *intra_k, *inter_k)
+    work.begin("neighbours")
     _squared_norms(op, "features", features)
-    xp = _native.namespace(features)
+    xp = _native.namespace(_shards.like(features))
     sizes = intra_k[0] + 1, inter_k[0] + 1
-    intra, inter = _camera_lists(features, cameras, max(*sizes, intra_k[1], inter_k[1]))
-    if listed is not None:
-        listed(inter)
+    longest = max(*sizes, intra_k[1], inter_k[1])
+    intra, inter = _camera_lists(features, cameras, longest, work)
+    work.begin("jaccard", inter)
 
     def joined(first, second):
         return _as_int32(xp.concatenate([intra[:, :first], inter[:, :second]], 1))
 
     space = (None, None, None)
-    weights = _weights(op, features, joined(*sizes), (sum(sizes), sizes[0], 0), space, False)
-    weights = _average(op, joined(intra_k[1], inter_k[1]), intra_k[1] + inter_k[1], weights, False)
+    reciprocity = (sum(sizes), sizes[0], 0)
+    weights = _weights(op, features, joined(*sizes), reciprocity, space, False, work)
+    near = joined(intra_k[1], inter_k[1])
+    weights = _average(op, near, intra_k[1] + inter_k[1], weights, False, work)
     return _Encoded(weights, _transpose(op, weights), space)
 
 
@@ -484,29 +631,71 @@ def _columns(rule: _Variant, k1: int, k2: int) -> int:
 
 
 def _weights(
-    op: str, features: Any, lists: Any, reciprocity: tuple, space: tuple, half: bool
+    op: str,
+    features: Any,
+    lists: Any,
+    reciprocity: tuple,
+    space: tuple,
+    half: bool,
+    work: Work,
 ) -> tuple:
-    module, stream = _native.floor(features)
+    module, stream = _native.floor(lists)
     words = module.mask_words(reciprocity[0], reciprocity[2])
-    masks = _native.empty(features, (features.shape[0], words), "int32")
+    masks = _native.empty(lists, (lists.shape[0], words), "int32")
     module.reciprocal(op, lists, *reciprocity, masks, stream)
-    scratch = _native.scratch(features)
+    scratch = _native.scratch(lists)
 
-    def write(sink):
-        module.expand(op, lists, *reciprocity, masks, sink, scratch, stream)
+    def write(first, sink):
+        module.expand(op, lists, *reciprocity, masks, first, sink, scratch, stream)
 
-    sets = _two_passes(features, write)
-    module.jaccard_weights(op, features, *space, half, sets, sets[2], stream)
-    return sets
+    def weigh(rows, first, norms, own, sets):
+        low, high = (None if x is None else x[own] for x in space[1:])
+        module.jaccard_weights(op, rows, norms, low, high, half, sets, first, sets[2], stream)
+
+    def fill(first, sets):
+        own = slice(first, first + len(sets[0]) - 1)
+        if not isinstance(features, Shards):
+            return weigh(features, first, space[0], own, sets)
+        for top, numbers, some in _in_pieces(first, sets, _GATHERED // max(features.shape[1], 1)):
+            norms = None if space[0] is None else space[0][numbers]
+            own = slice(top, top + len(some[0]) - 1)
+            weigh(features.take(_native.to_numpy(numbers)), 0, norms, own, some)
+
+    return _two_passes(lists, write, work, _SETS, fill=fill)
 
 
-def _average(op: str, lists: Any, columns: int, weights: tuple, half: bool) -> tuple:
+def _in_pieces(first: int, sets: tuple, most: int) -> Iterator[tuple[int, torch.Tensor, tuple]]:
+    """(first row, numbers, sets) of pieces of sets that are of rows `first` on: the `numbers` of all rows that
+    a piece needs, its own at the front, at most `most` where possible; and its sets, with places among these
+    numbers for ids, and values that are a part of those given."""
+    starts, ids, values = sets
+    bounds = starts.tolist()
+    needed = np.array(bounds) + np.arange(len(bounds))
+    top = 0
+    while top < len(bounds) - 1:
+        end = max(int(np.searchsorted(needed, needed[top] + most, "right")) - 1, top + 1)
+        entries = slice(bounds[top], bounds[end])
+        own = torch.arange(first + top, first + end, device=ids.device)
+        column = ids[entries]
+        outside = (column < first + top) | (column >= first + end)
+        others = column[outside].unique()
+        places = torch.where(
+            outside, len(own) + torch.searchsorted(others, column), column - (first + top)
+        )
+        piece = (starts[top : end + 1] - bounds[top], places.int(), values[entries])
+        yield first + top, torch.cat([own, others]), piece
+        top = end
+
+
+def _average(
+    op: str, lists: Any, columns: int, weights: tuple, half: bool, work: Work
+) -> tuple:
     module, stream = _native.floor(lists)
 
-    def write(sink):
-        module.average(op, lists, columns, weights, half, sink, stream)
+    def write(first, sink):
+        module.average(op, lists, columns, weights, half, first, sink, stream)
 
-    return _two_passes(lists, write)
+    return _two_passes(lists, write, work, _MEANS)
 
 
 def _transpose(op: str, weights: tuple) -> tuple:
@@ -521,21 +710,38 @@ def _transpose(op: str, weights: tuple) -> tuple:
     return transposed
 
 
-def _two_passes(like: Any, write: Any, slots: int = 0) -> tuple[Any, Any, Any]:
-    """(starts, ids, values) of rows that `write` first counts, then writes; their total is waited for. Up to
-    `slots` entries of each row are kept from one call to the next."""
-    size = like.shape[0]
-    counts = _native.empty(like, (size,), "int32")
+def _two_passes(
+    like: Any, write: Any, work: Work, weight: float, slots: int = 0, fill: Any = None
+) -> tuple[Any, Any, Any]:
+    """(starts, ids, values) of all rows, which `write(first row, sink)` first counts, then writes, block by
+    block; their total is waited for. Up to `slots` entries of each row are kept from one call to the next.
+    `fill(first row, block)` makes the values where `write` writes none."""
+    mine = work.share(work.size)
+    counts = _native.empty(like, (len(mine),), "int32")
     kept = (
-        _native.empty(like, (size, slots), "int32"),
-        _native.empty(like, (size, slots), "float32"),
+        _native.empty(like, (len(mine), slots), "int32"),
+        _native.empty(like, (len(mine), slots), "float32"),
     )
-    write((counts, None, None, None, *kept))
-    starts = _native.empty(like, (size + 1,), "int64")
-    starts[:1] = 0
-    starts[1:] = counts.cumsum(0)
+    for first, some in work.blocks(mine, weight / 2):
+        write(first, (counts[some], None, None, None, *(part[some] for part in kept)))
+    starts = _starts_of(counts)
     total = int(starts[-1])
     ids = _native.empty(like, (total,), "int32")
     values = _native.empty(like, (total,), "float32")
-    write((None, starts, ids, values, *kept))
+    for first, some in work.blocks(mine, weight / 2):
+        of_block = starts[some.start : some.stop + 1]
+        write(first, (None, of_block, ids, values, *(part[some] for part in kept)))
+    if fill is not None:
+        for first, some in work.blocks(mine, _WEIGHTS):
+            fill(first, (starts[some.start : some.stop + 1], ids, values))
+    if work.divided:
+        starts = _starts_of(work.gather(counts))
+        ids, values = work.gather(ids), work.gather(values)
     return starts, ids, values
+
+
+def _starts_of(counts: Any) -> Any:
+    starts = _native.empty(counts, (counts.shape[0] + 1,), "int64")
+    starts[:1] = 0
+    starts[1:] = counts.cumsum(0)
+    return starts

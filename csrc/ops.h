@@ -388,7 +388,7 @@ struct Reciprocity {
 // What weights are made of: (norms_i + norms_j - 2 dot - low_i) / (high_i - low_i), 0 where nothing
 // lies between low and high. Null: norms 1, low 0, high 1.
 struct DistanceTerms {
-  const float* norms;        // (N,)
+  const float* norms;       // (N,)
   const float *low, *high;  // of the rows that have weights
 };
 
@@ -407,8 +407,8 @@ bool has_knn();
 void knn(const ConstMatrix& features, const float* bias, int64_t k, float* scores, int64_t* rows,
          float* lowest, const std::function<void(int64_t)>& passed, Stream stream);
 
-// norms (N,) = squared norms. On the CPU std::invalid_argument where one is not finite, which counts
-// rows from `first` on.
+// norms (N,) = squared norms. On the CPU std::invalid_argument where one is not finite, which
+// counts rows from `first` on.
 void squared_norms(const char* op, const char* name, const ConstMatrix& features, int64_t first,
                    float* norms, Stream stream);
 

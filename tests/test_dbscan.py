@@ -461,6 +461,40 @@ def test_mean_smallest_beyond_what_is_stored(library):
     )
 
 
+def test_eps_beyond_where_a_graph_was_cut(library):
+    matrix = edges(20, [(i, i + 1) for i in range(19)], 0.25)
+    cut = to_graph(library, matrix, max_distance=0.6)
+    for eps in (0.6, np.float32(0.6), [0.3, 0.6]):
+        np.testing.assert_array_equal(
+            library.back(ops.dbscan(cut, eps, 2)),
+            library.back(ops.dbscan(to_graph(library, matrix), eps, 2)),
+        )
+    for eps, got in ((0.61, 0.61), ([0.5, 0.7], 0.7)):
+        with pytest.raises(ValueError) as error:
+            ops.dbscan(cut, eps)
+        message = f"dbscan: eps must be at most 0.6, the graph's max_distance, got {got}"
+        assert str(error.value) == message
+    for most in (None, 1.0):  # nothing was cut
+        assert (
+            library.back(ops.dbscan(to_graph(library, matrix, max_distance=most), 2.0, 2)).max()
+            == 0
+        )
+
+
+def test_a_graph_knows_where_it_was_cut():
+    x = np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    whole, cut = ops.jaccard_graph(x, 6, 3), ops.jaccard_graph(x, 6, 3, max_distance=0.5)
+    assert whole._fields == ("indptr", "indices", "distances", "shape", "max_distance")
+    assert (whole.max_distance, cut.max_distance) == (None, 0.5)
+    ops.dbscan(cut, 0.5)
+    with pytest.raises(ValueError, match=r"eps must be at most 0\.5"):
+        ops.dbscan(cut, 0.6)
+    with pytest.raises(ValueError, match=r"up to its max_distance 0\.5"):
+        ops.mean_smallest(cut, 0.5)
+    assert ops.mean_smallest(whole, 0.5) > 0.5
+
+
 def test_mean_smallest_wrong_arguments(library):
     dense = library(np.ones((4, 4), np.float32))
     cases = [

@@ -368,6 +368,21 @@ def test_rerank_matches_reference(library, small_panels, variant, queries, galle
         np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=tolerance(variant))
 
 
+def test_rerank_tells_how_far_it_is(library, monkeypatch):
+    monkeypatch.setattr(jaccard_room, "_QUERIES", 8)
+    q, g, told = library(people(20)), library(people(50, seed=1)), []
+    mixed = ops.rerank(q, g, 6, 3, progress=lambda *some: told.append(some))
+    np.testing.assert_array_equal(library.back(mixed), library.back(ops.rerank(q, g, 6, 3)))
+    assert list(dict.fromkeys(stage for stage, *_ in told)) == [
+        "neighbours",
+        "jaccard",
+        "distances",
+    ]
+    assert [some[1:] for some in told if some[0] == "distances"] == [
+        (0, 70), (28, 70), (56, 70), (70, 70)
+    ]  # fmt: skip
+
+
 # --- arguments ------------------------------------------------------------------------------------
 
 
@@ -458,6 +473,31 @@ def test_ranks_out_of_range():
     with pytest.raises(ValueError) as error:
         ops.jaccard_graph(people(20), 9, ranks=ranks)
     assert str(error.value) == "jaccard_graph: ranks must lie in [-1, 20), got 20"
+
+
+def test_debug_looks_at_values(library):
+    """What the CUDA floor passes over in silence, with its kernels emulated too."""
+    features, ranks = people(20, 8), np.tile(np.arange(9), (20, 1))
+    ranks[:, 3] = -1
+    bad_ranks, bad = ranks.copy(), features.copy()
+    bad_ranks[7, 4], bad[3, 5] = 20, np.nan
+    with pyreid.debug():
+        ops.jaccard_graph(library(features), 9, ranks=library(ranks))
+        for call, message in [
+            (lambda: ops.jaccard_graph(library(features), 9, ranks=library(bad_ranks)),
+             "jaccard_graph: ranks must lie in [-1, 20), got 20"),
+            (lambda: ops.jaccard_graph(library(bad), 9),
+             "jaccard_graph: features must have rows of finite norm, got nan in row 3"),
+            (lambda: ops.knn(library(features), 4, queries=library(bad)),
+             "knn: queries must have rows of finite norm, got nan in row 3"),
+        ]:  # fmt: skip
+            with pytest.raises(ValueError) as error:
+                call()
+            assert str(error.value) == message
+    if library.floor != "cpu":
+        found = library.back(ops.knn(library(features), 4, queries=library(bad)).rows)
+        assert (found[3] == -1).all()
+        ops.jaccard_graph(library(features), 9, ranks=library(bad_ranks))
 
 
 # --- torch ----------------------------------------------------------------------------------------

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from sklearn.cluster import DBSCAN
 
+import pyreid
 from pyreid import ops, reference
+from pyreid.ops import _work
+from pyreid.ops import jaccard as jaccard_room
 
 NEAR = {"k1": 8, "k2": 3, "min_samples": 4}
 
@@ -79,12 +82,10 @@ def test_several_eps(library):
 
 def test_stats_add_up(library):
     features = library(people(70, 6))
-    stages, start = [], time.perf_counter()
-    labels, stats = ops.pseudo_labels(
-        features, eps=0.6, return_stats=True, progress=stages.append, **NEAR
-    )
+    start = time.perf_counter()
+    labels, stats = ops.pseudo_labels(features, eps=0.6, return_stats=True, **NEAR)
     elapsed = time.perf_counter() - start
-    assert stages == list(stats.seconds) == ["neighbours", "jaccard", "dbscan"]
+    assert list(stats.seconds) == ["neighbours", "jaccard", "dbscan"]
     assert min(stats.seconds.values()) > 0
     assert sum(stats.seconds.values()) <= elapsed
     graph = ops.jaccard_graph(features, 8, 3, max_distance=0.6)
@@ -92,6 +93,82 @@ def test_stats_add_up(library):
     labels = library.back(labels)
     assert stats.noise == (labels == -1).sum() == 70 - (labels >= 0).sum()
     assert stats.clusters == len(set(labels.tolist()) - {-1})
+
+
+STAGES = ["neighbours", "jaccard", "dbscan"]
+
+
+def assert_progress(told, size, stages=STAGES):
+    assert list(dict.fromkeys(stage for stage, _, _ in told)) == stages
+    assert {total for _, _, total in told} == {size}
+    for stage in stages:
+        rows = [done for name, done, _ in told if name == stage]
+        assert rows[0] == 0
+        assert rows[-1] == size
+        assert rows == sorted(set(rows))  # each step is one forward
+
+
+@pytest.mark.parametrize("options", [
+    {},
+    {"variant": "zhong"},
+    {"variant": "ca-jaccard", "cameras": True},
+    {"shards": True},
+])  # fmt: skip
+def test_progress(torch_library, monkeypatch, options):
+    """Told in blocks, with the bits of one."""
+    monkeypatch.setattr(_work, "_FEWEST", 16)
+    monkeypatch.setattr(jaccard_room, "_QUERIES", 32)
+    size = 90
+    x, given = people(size, 5), {name: options[name] for name in ("variant",) if name in options}
+    if "cameras" in options:
+        given["cameras"] = torch_library(np.arange(size) % 3)
+    features = torch_library(x)
+    expected = ops.jaccard_graph(features, 8, 3, max_distance=0.6, **given)
+    if "shards" in options and torch_library.floor != "cuda":
+        features = [features[:50], features[50:]]
+    told = []
+    graph = ops.jaccard_graph(
+        features, 8, 3, max_distance=0.6, progress=lambda *some: told.append(some), **given
+    )
+    assert_progress(told, size, STAGES[:2])
+    assert len([stage for stage, _, _ in told if stage == "jaccard"]) > 20
+    for part, wanted in zip(graph[:3], expected[:3], strict=True):
+        np.testing.assert_array_equal(torch_library.back(part), torch_library.back(wanted))
+    told = []
+    ops.pseudo_labels(features, progress=lambda *some: told.append(some), **NEAR, **given)
+    assert_progress(told, size)
+
+
+def test_progress_within_the_search():
+    features, told = people(3000, 200), []
+    labels = ops.pseudo_labels(features, progress=lambda *some: told.append(some))
+    assert_progress(told, 3000)
+    rows = [done for stage, done, _ in told if stage == "neighbours"]
+    assert len(rows) == 5  # the beginning, and panels of 768
+    assert rows[1] > 2 * 768 * 0.8  # a first panel meets all rows, and they meet it
+    np.testing.assert_array_equal(labels, ops.pseudo_labels(features))
+
+
+def test_progress_that_raises_ends_the_work():
+    def stop(stage, done, _):
+        if stage == "neighbours" and done > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ops.pseudo_labels(people(2000, 100), progress=stop)
+    assert ops.pseudo_labels(people(70, 6), **NEAR).max() > 0
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_same_labels_for_every_number_of_threads(threads):
+    features, before = people(900, 40), pyreid.get_num_threads()
+    expected = ops.pseudo_labels(features, eps=(0.4, 0.6))
+    try:
+        pyreid.set_num_threads(threads)
+        for _ in range(2):
+            np.testing.assert_array_equal(ops.pseudo_labels(features, eps=(0.4, 0.6)), expected)
+    finally:
+        pyreid.set_num_threads(before)
 
 
 @pytest.mark.parametrize("size", [0, 1, 3])

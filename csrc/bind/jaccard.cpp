@@ -115,8 +115,7 @@ SparseSink sink(Args& args, const py::tuple& rows) {
 // Rows `first` on, as many as `sink` has, of `size`.
 RowRange range(Args& args, const py::tuple& sink, int64_t first, int64_t size) {
   const int64_t count = args.array("slots", sink[4], {Dtype::int32}, {-1, -1}).shape[0];
-  if (first < 0 || first + count > size)
-    args.fail("first", "be a row", std::to_string(first));
+  if (first < 0 || first + count > size) args.fail("first", "be a row", std::to_string(first));
   return {first, count};
 }
 
@@ -216,8 +215,8 @@ void bind_transpose(const char* op, const py::tuple& weights, int64_t entries,
 }
 
 void bind_rows(const char* op, const py::tuple& weights, const py::tuple& transposed,
-               py::handle max_distance, bool clip, bool half, int64_t first,
-               const py::tuple& graph, uintptr_t stream) {
+               py::handle max_distance, bool clip, bool half, int64_t first, const py::tuple& graph,
+               uintptr_t stream) {
   Args args(op);
   const SparseRows rows = sparse(args, weights), columns = sparse(args, transposed);
   const SparseSink out = sink(args, graph);

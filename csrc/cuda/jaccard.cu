@@ -377,8 +377,8 @@ __device__ void emit(const Row& row, const SparseRows& lists, int64_t index,
 
 template <bool kHalf>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    average_kernel(const RankLists lists, int64_t columns, const SparseRows weights,
-                   int64_t first, const SparseSink means) {
+    average_kernel(const RankLists lists, int64_t columns, const SparseRows weights, int64_t first,
+                   const SparseSink means) {
   const Mean<kHalf> row(lists, columns, first + blockIdx.x);
   emit(row, weights, blockIdx.x, means);
 }

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pyreid import _native, files, ops
+from pyreid.progress import Progress
 
 _SHOWN = 8  # largest clusters of the summary
 _UNIT = 1e-2  # how far from 1 the length of a unit row may be: bfloat16's
@@ -18,8 +19,8 @@ _UNIT = 1e-2  # how far from 1 the length of a unit row may be: bfloat16's
 def cluster(arguments: Any) -> int:
     output, path = Path(arguments.output), Path(arguments.features)
     files.check_output(output)
-    progress = _Progress("cluster")
-    progress(f"reading {path}")
+    steps = _Steps("cluster")
+    steps.say(f"reading {path}")
     arrays = files.read(path)
     features = files.matrix(path, arrays, arguments.key, files.FEATURES)
     cameras, people = (
@@ -31,17 +32,18 @@ def cluster(arguments: Any) -> int:
     if people is not None and len(people) != count:
         raise ValueError(f"{path}: {arguments.ids_key} must hold {count} ids, got {len(people)}")
     features = _prepared(features, arguments, unit=arguments.variant in ("spcl", "ca-jaccard"))
-    labels, stats = ops.pseudo_labels(
-        features,
-        k1=arguments.k1,
-        k2=arguments.k2,
-        eps=arguments.eps,
-        min_samples=arguments.min_samples,
-        variant=arguments.variant,
-        cameras=None if cameras is None else cameras.to(features.device),
-        return_stats=True,
-        progress=lambda stage: progress(f"{stage} of {count} rows"),
-    )
+    with steps:
+        labels, stats = ops.pseudo_labels(
+            features,
+            k1=arguments.k1,
+            k2=arguments.k2,
+            eps=arguments.eps,
+            min_samples=arguments.min_samples,
+            variant=arguments.variant,
+            cameras=None if cameras is None else cameras.to(features.device),
+            return_stats=True,
+            progress=steps,
+        )
     labels = labels.cpu()
     several = len(arguments.eps) > 1
     files.write(
@@ -66,28 +68,29 @@ def cluster(arguments: Any) -> int:
 def rerank(arguments: Any) -> int:
     output = Path(arguments.output)
     files.check_output(output)
-    progress = _Progress("rerank")
+    steps = _Steps("rerank")
     sides = []
     for path, key, names in (
         (Path(arguments.queries), arguments.queries_key, files.QUERIES),
         (Path(arguments.gallery), arguments.gallery_key, files.GALLERY),
     ):
-        progress(f"reading {path}")
+        steps.say(f"reading {path}")
         features = files.matrix(path, files.read(path), key, names)
         sides.append(_prepared(features, arguments, unit=False))
     queries, gallery = sides
-    progress(f"re-ranking {len(gallery)} rows for {len(queries)} queries")
     start = time.perf_counter()
-    distances = ops.rerank(
-        queries,
-        gallery,
-        arguments.k1,
-        arguments.k2,
-        arguments.lambda_value,
-        variant=arguments.variant,
-    ).cpu()
+    with steps:
+        distances = ops.rerank(
+            queries,
+            gallery,
+            arguments.k1,
+            arguments.k2,
+            arguments.lambda_value,
+            variant=arguments.variant,
+            progress=steps,
+        ).cpu()
     seconds = time.perf_counter() - start
-    progress("writing")
+    steps.say("writing")
     files.write(output, "distances", distances.numpy())
 
     print(f"{len(queries)} queries, {len(gallery)} gallery rows of {gallery.shape[1]} features")
@@ -130,12 +133,29 @@ def _agreement(labels: torch.Tensor, people: torch.Tensor) -> str:
     )
 
 
-class _Progress:
-    """A line per stage on stderr, with the seconds since the start."""
+class _Steps:
+    """A line per step on stderr, with the seconds since the start; below it, how far the step has come."""
 
     def __init__(self, command: str):
         self.command, self.start = command, time.perf_counter()
+        self._stage = ""
+        self._progress: Progress | None = None
 
-    def __call__(self, stage: str) -> None:
+    def __enter__(self) -> _Steps:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._progress is not None:
+            self._progress.__exit__()
+
+    def say(self, step: str) -> None:
         elapsed = time.perf_counter() - self.start
-        print(f"pyreid {self.command}: {elapsed:6.1f} s  {stage}", file=sys.stderr, flush=True)
+        print(f"pyreid {self.command}: {elapsed:6.1f} s  {step}", file=sys.stderr, flush=True)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage or self._progress is None:
+            self.__exit__()
+            self.say(f"{stage} of {total} rows")
+            self._stage = stage
+            self._progress = Progress(f"  {stage}", total, unit="rows").__enter__()
+        self._progress.advance(done - self._progress.done)

@@ -8,8 +8,8 @@ from pyreid import _native
 
 
 class Graph(NamedTuple):
-    """Compressed sparse rows; columns ascend within a row. Pairs that are not stored are at distance 1, or, if
-    there is a max_distance below 1, somewhere beyond it."""
+    """Compressed sparse rows; columns ascend within a row. Pairs that are not stored are at distance 1, or,
+    if there is a max_distance below 1, somewhere beyond it."""
 
     indptr: Any  # (N + 1,) int64: row i is entries indptr[i], ..., indptr[i + 1] - 1
     indices: Any  # (entries,) int32

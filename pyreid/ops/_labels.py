@@ -54,7 +54,7 @@ def pseudo_labels(
             are not near each other even at 1.
         min_samples: as for `dbscan`.
         return_stats: also return a LabelStats. On CUDA, the device is then waited for after each stage.
-        progress: called as `progress(stage, done, total)`, as by `jaccard_graph`; the third stage is "dbscan".
+        progress: called as `progress(stage, done, total)`, as by `jaccard_graph`; a third stage is "dbscan".
 
     Returns:
         (N,) int64, or (E, N) for a sequence of eps, -1 where a row is in no cluster; or

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from pyreid import _native, distributed
@@ -49,6 +51,18 @@ class Work:
             return range(count)
         steps = distributed.share(-(-count // step))
         return range(min(steps.start * step, count), min(steps.stop * step, count))
+
+    def check_alike(self, op: str, name: str, norms: Any) -> None:
+        """A ValueError on all processes that divide the work, unless they have the same norms of rows."""
+        if not self.divided:
+            return
+        host = _native.to_numpy(norms)
+        own = np.array([[len(host), zlib.crc32(host.tobytes())]])
+        found = _native.to_numpy(gathered(_native.from_numpy(norms, own)))
+        if (found != own).any():
+            raise ValueError(
+                f"{op}: {name} must be the same on all processes that divide the work, got others"
+            )
 
     def gather(self, rows: Any) -> Any:
         """The rows of all processes, in their order."""
@@ -96,7 +110,5 @@ def gathered(rows: Any) -> Any:
     if _native.is_torch(rows):
         return distributed.gather_rows(rows)
     if _native.is_cupy(rows):
-        return _native.namespace(rows).from_dlpack(
-            distributed.gather_rows(torch.from_dlpack(rows))
-        )
+        return _native.namespace(rows).from_dlpack(distributed.gather_rows(torch.from_dlpack(rows)))
     return distributed.gather_rows(torch.tensor(rows)).numpy()

@@ -16,7 +16,9 @@ from pyreid.ops._shards import Shards
 from pyreid.ops._work import Work
 
 _QUERIES = 1024  # rows whose products with a panel are held at a time
-_AHEAD = 8  # times as many rows that meet a panel while it is there, where panels come from elsewhere
+_AHEAD = (
+    8  # times as many rows that meet a panel while it is there, where panels come from elsewhere
+)
 _SLOTS = 64  # near rows, more than which few rows have
 _GATHERED = 2**24  # elements of rows that are fetched from elsewhere together, for their weights
 
@@ -226,13 +228,13 @@ def jaccard_graph(
     beforehand is 16 times, 3 times and N / 30 times as much as there is in the end. No gradient.
     """
     op = "jaccard_graph"
-    features, beside = placed(op, features, device, distributed, variant, ranks, cameras)
+    features, (ranks, cameras) = placed(op, features, device, distributed, variant, ranks, cameras)
     work = Work(rows_of(features), divided=distributed is not None, progress=progress)
-    near = graph(features, k1, k2, max_distance, variant, *beside, intra_k, inter_k, work)
+    near = graph(features, k1, k2, max_distance, variant, ranks, cameras, intra_k, inter_k, work)
     work.end()
     if isinstance(features, Shards) and features.device.type == "cpu":
-        parts = (features.returned(part) for part in near[:3])
-        return Graph(*parts, near.shape, near.max_distance)
+        indptr, indices, distances = map(features.returned, near[:3])
+        return Graph(indptr, indices, distances, near.shape, near.max_distance)
     return near
 
 
@@ -428,15 +430,15 @@ def placed(
         here = features.device if _native.is_torch(features) else here
         wanted = torch.device(device)
         apart = wanted.type != here.type or wanted.index not in (None, here.index)
-    if isinstance(features, np.memmap) and variant == "ca-jaccard":
-        apart = True  # rows of a camera would be brought together in memory
     if distributed == "sharded":
         if apart:
             raise ValueError(
                 f"{op}: features must be one array on its device where distributed is 'sharded'"
             )
-        parts = (features, *beside)
-        features, *beside = (None if part is None else _work.gathered(part) for part in parts)
+        features = _work.gathered(features)
+        beside = tuple(None if array is None else _work.gathered(array) for array in beside)
+    if isinstance(features, np.memmap) and variant == "ca-jaccard":
+        apart = True  # rows of a camera would be brought together in memory
     if not apart:
         return features, list(beside)
     arrays = features if isinstance(features, (list, tuple)) else [features]
@@ -509,6 +511,7 @@ def _search(
             work.tell((begin - mine.start + (end - begin) * met) / batch)
         to = slice(begin - mine.start, end - mine.start)
         module.mine_finish(*state, k, 0, scores[to], rows[to], stream)
+        del wide, state  # before there are others
     return work.gather(scores), work.gather(rows), None if bias is None else work.gather(lowest)
 
 
@@ -575,6 +578,7 @@ def _encode(
     """By all variants but the one with cameras."""
     work.begin("neighbours")
     norms = _squared_norms(op, "features", features)
+    work.check_alike(op, "features", norms)
     low, high = None, None
     if ranks is None or rule.column:
         bias = norms / 2 if rule.squared else None
@@ -607,7 +611,7 @@ def _encode_cameras(
     module, _ = _native.floor(_shards.like(features))
     module.cameras_check(op, _shape(features), cameras, *intra_k, *inter_k)
     work.begin("neighbours")
-    _squared_norms(op, "features", features)
+    work.check_alike(op, "features", _squared_norms(op, "features", features))
     xp = _native.namespace(_shards.like(features))
     sizes = intra_k[0] + 1, inter_k[0] + 1
     longest = max(*sizes, intra_k[1], inter_k[1])
@@ -665,9 +669,9 @@ def _weights(
 
 
 def _in_pieces(first: int, sets: tuple, most: int) -> Iterator[tuple[int, torch.Tensor, tuple]]:
-    """(first row, numbers, sets) of pieces of sets that are of rows `first` on: the `numbers` of all rows that
-    a piece needs, its own at the front, at most `most` where possible; and its sets, with places among these
-    numbers for ids, and values that are a part of those given."""
+    """(first row, numbers, sets) of pieces of the sets of rows `first` on. `numbers`: of all rows that a
+    piece needs, its own at the front; at most `most` where that can be. The piece's sets have places among
+    these numbers for ids, and their values are a part of those given."""
     starts, ids, values = sets
     bounds = starts.tolist()
     needed = np.array(bounds) + np.arange(len(bounds))
@@ -687,9 +691,7 @@ def _in_pieces(first: int, sets: tuple, most: int) -> Iterator[tuple[int, torch.
         top = end
 
 
-def _average(
-    op: str, lists: Any, columns: int, weights: tuple, half: bool, work: Work
-) -> tuple:
+def _average(op: str, lists: Any, columns: int, weights: tuple, half: bool, work: Work) -> tuple:
     module, stream = _native.floor(lists)
 
     def write(first, sink):

@@ -34,7 +34,8 @@ from pyreid.models import save_weights
 from pyreid.options import option
 from pyreid.progress import Progress
 
-_FORMAT = 1  # of checkpoints
+_CHECKPOINT = "checkpoint.pt"
+_FORMAT = 1  # of it
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FIGURES = ("mAP", "rank1", "rank5", "rank10", "mINP")  # that the history keeps
 _STATISTICS = ("running_mean", "running_var")  # buffers that each process moves with its own share
@@ -177,6 +178,8 @@ def fit(
             else:
                 run.save()
     stopped = run.epoch < run.training.epochs
+    if run.evaluation is None and run.evaluates:  # of a run that had come to its end before
+        run.evaluation = run.ranked()
     return Result(
         run.method.inference, run.last_labels, run.history, run.before, run.evaluation, stopped
     )
@@ -231,13 +234,9 @@ class _Run:
             self.device.type, enabled=self.training.precision == "float16"
         )
         if self.output is not None:
-            checkpoint = self.output / "checkpoint.pt"
-            if checkpoint.exists() and not resume:
-                raise ValueError(
-                    f"fit: output must be a new folder, but {self.output} holds a run; "
-                    "resume it or name another"
-                )
+            check_output(self.output, resume)
             self.output.mkdir(parents=True, exist_ok=True)
+            checkpoint = self.output / _CHECKPOINT
             if checkpoint.exists():
                 self.load(checkpoint)
             if distributed.rank() == 0:
@@ -455,7 +454,7 @@ class _Run:
         }
         finished = self.step == 0
         every = self.training.keep_every
-        names = ["checkpoint.pt"]
+        names = [_CHECKPOINT]
         if finished and every and self.epoch % every == 0:
             names.append(f"checkpoint-{self.epoch:04}.pt")
         if finished:
@@ -530,6 +529,16 @@ def _method(method: Any, encoder: torch.nn.Module | None) -> Any:
 
 def _data(data: Any) -> ReidData:
     return data if isinstance(data, ReidData) else ReidData("images", as_images(data))
+
+
+def check_output(output: Path, resume: bool) -> None:
+    """What would keep `fit` from writing there."""
+    if (output / _CHECKPOINT).exists() and not resume:
+        raise ValueError(
+            f"fit: output must be a new folder, but {output} holds a run; resume it or name another"
+        )
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"fit: output must be a folder, but {output} is a file")
 
 
 def device_of(name: str) -> torch.device:

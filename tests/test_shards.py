@@ -157,9 +157,10 @@ def test_wrong_shards():
 SCRIPT = """
 import sys, threading, time
 import numpy as np
-from pyreid import ops
+from pyreid import _native, ops
 from pyreid.ops import _panels, jaccard as room
 
+_native.cpu().set("knn_filter", 0)  # which would copy the rows, to 16 bits
 _panels._CPU_SCORES, room._QUERIES, room._AHEAD, room._GATHERED = 2**14, 128, 2, 2**20
 features = np.load(sys.argv[1], mmap_mode="r")
 

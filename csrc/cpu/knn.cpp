@@ -185,8 +185,13 @@ bool compare_all(const ConstMatrix& features, const float* bias, Lists& best, fl
 //   760 people, 17 images each   1.55  1.39  1.20  1.10
 //
 // Without VNNI, a pair of products takes two instructions, on many machines no gain at all.
+//
+// The 16-bit rows are a copy: of features that nearly fill the memory, or are mapped from a file,
+// there is none.
 bool filter_pays(const ConstMatrix& features, int64_t k) {
-  return has_vnni() && features.cols >= 256 && features.rows >= std::max<int64_t>(128 * k, 2048);
+  constexpr int64_t kCopy = int64_t(1) << 28;  // bytes
+  return has_vnni() && features.cols >= 256 && features.rows >= std::max<int64_t>(128 * k, 2048) &&
+         features.rows * features.cols <= kCopy / int64_t(sizeof(int16_t));
 }
 
 // False where the rows are nothing for a filter.

@@ -109,6 +109,8 @@ def _train(argv: list[str]) -> int:
     source = _source(arguments) or settings["data"]
 
     _join_processes(trained.device)
+    if arguments.output:
+        train.check_output(Path(arguments.output), arguments.resume)
     data = _open(source, trained)
     if arguments.test_data:
         other = open_data(arguments.test_data)
@@ -127,13 +129,14 @@ def _train(argv: list[str]) -> int:
         settings={"method_name": name, "network": options.to_dict(network), "data": source},
     )
     results = {"before training": result.before, "after": result.evaluation}
+    found = {name: each for name, each in results.items() if each}
     page = _report(
         output,
         f"{name} on {data.name}",
         result.encoder,
         data,
         trained,
-        results={name: found for name, found in results.items() if found},
+        results=found,
         labels=result.labels,
         history=result.history,
         settings={
@@ -143,8 +146,8 @@ def _train(argv: list[str]) -> int:
         },
     )
     if distributed.rank() == 0:
-        if result.evaluation is not None:
-            print(result.evaluation.summary())
+        if found:
+            print(evaluation.summary(found))
         print(f"weights: {output / 'last.pt'}\nlabels:  {output / 'labels.csv'}\nreport:  {page}")
         if result.stopped:
             print(

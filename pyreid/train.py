@@ -41,7 +41,10 @@ _FIGURES = ("mAP", "rank1", "rank5", "rank10", "mINP")  # that the history keeps
 _STATISTICS = ("running_mean", "running_var")  # buffers that each process moves with its own share
 _AGREE_EVERY = 10  # steps between the times at which processes ask each other whether to stop
 # Options that may change when a run goes on: they change where and how long, not what.
-_FREE = ("epochs", "workers", "device", "evaluate_every", "keep_every", "test_batch", "compile")
+_FREE = (
+    *("epochs", "workers", "device", "compile", "test_batch"),
+    *("evaluate_every", "keep_every", "tensorboard"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Training:
     evaluate_every: int = option(1, "epochs between evaluations on the test images; 0: never")
     flip: bool = option(False, "evaluate with the mean of the features of an image and its mirror")
     keep_every: int = option(0, "epochs between checkpoints that are kept beside the last; 0: none")
+    tensorboard: bool = option(False, "also write the figures of every epoch for TensorBoard")
     skip_corrupt: bool = option(False, "pass over images that cannot be read, and count them")
 
     def __post_init__(self) -> None:
@@ -461,6 +465,8 @@ class _Run:
             save_weights(self.method.inference, self.output / "last.pt")
             self.write_metrics()
             self.write_labels()
+            if self.training.tensorboard:
+                self.write_tensorboard()
         for name in names:
             with files.replacing(self.output / name) as file:
                 torch.save(state, file)
@@ -493,6 +499,20 @@ class _Run:
         self.write_text(
             "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in self.history)
         )
+
+    def write_tensorboard(self) -> None:
+        """The latest entry of the history, each number under the name of its part."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ImportError("fit: tensorboard takes a package: pip install tensorboard") from None
+        assert self.output is not None
+        entry = self.history[-1]
+        with SummaryWriter(self.output / "tensorboard", purge_step=entry["epoch"]) as writer:
+            for part in ("losses", "clusters", "evaluation", "seconds"):
+                for name, value in entry.get(part, {}).items():
+                    if value is not None:
+                        writer.add_scalar(f"{part}/{name}", value, entry["epoch"])
 
     def write_labels(self) -> None:
         lines = (

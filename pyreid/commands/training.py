@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -356,7 +357,9 @@ def _source(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _open(source: dict[str, Any], training: train.Training) -> ReidData:
     if "data" in source:
-        return open_data(source["data"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the summary says the same, and is printed
+            return open_data(source["data"])
     if "csv" in source:
         return open_csv(source["csv"])
     if "images" in source:

@@ -34,7 +34,7 @@ from pyreid.models import save_weights
 from pyreid.options import option
 from pyreid.progress import Progress
 
-_CHECKPOINT = "checkpoint.pt"
+CHECKPOINT = "checkpoint.pt"
 _FORMAT = 1  # of it
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FIGURES = ("mAP", "rank1", "rank5", "rank10", "mINP")  # that the history keeps
@@ -79,6 +79,9 @@ class Training:
     skip_corrupt: bool = option(False, "pass over images that cannot be read, and count them")
 
     def __post_init__(self) -> None:
+        if self.precision not in _DTYPES:
+            names = ", ".join(_DTYPES)
+            raise ValueError(f"fit: precision must be one of {names}, got {self.precision!r}")
         for name in ("epochs", "steps", "batch_size", "height", "width", "test_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"fit: {name} must be at least 1, got {getattr(self, name)}")
@@ -131,7 +134,8 @@ class Result:
 
     encoder: the trained network, (B, 3, H, W) -> (B, D).
     labels: (N,) int64, those of the last epoch, in the order of the training images; -1 is none.
-    history: one dict per epoch, as in metrics.jsonl.
+    history: one dict per epoch, as in metrics.jsonl. Its seconds are the host's, which on CUDA runs ahead:
+        there, only their sum tells something.
     before, evaluation: of the encoder as it came, and after the last epoch; None without test images.
     stopped: whether it was interrupted before its end.
     """
@@ -240,7 +244,7 @@ class _Run:
         if self.output is not None:
             check_output(self.output, resume)
             self.output.mkdir(parents=True, exist_ok=True)
-            checkpoint = self.output / _CHECKPOINT
+            checkpoint = self.output / CHECKPOINT
             if checkpoint.exists():
                 self.load(checkpoint)
             if distributed.rank() == 0:
@@ -458,7 +462,7 @@ class _Run:
         }
         finished = self.step == 0
         every = self.training.keep_every
-        names = [_CHECKPOINT]
+        names = [CHECKPOINT]
         if finished and every and self.epoch % every == 0:
             names.append(f"checkpoint-{self.epoch:04}.pt")
         if finished:
@@ -553,7 +557,7 @@ def _data(data: Any) -> ReidData:
 
 def check_output(output: Path, resume: bool) -> None:
     """What would keep `fit` from writing there."""
-    if (output / _CHECKPOINT).exists() and not resume:
+    if (output / CHECKPOINT).exists() and not resume:
         raise ValueError(
             f"fit: output must be a new folder, but {output} holds a run; resume it or name another"
         )

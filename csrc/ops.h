@@ -407,6 +407,42 @@ bool has_knn();
 void knn(const ConstMatrix& features, const float* bias, int64_t k, float* scores, int64_t* rows,
          float* lowest, const std::function<void(int64_t)>& passed, Stream stream);
 
+// A search in panels, of products of rows rounded to float16, that is exact all the same. Only
+// where has_half_filter(). The caller multiplies:
+//
+//   half_rows: of the features, and of the queries
+//   for each panel: mine_panel(float32 products of half queries and half features)
+//   mine_finish: the best m > k of each query
+//   refine
+bool has_half_filter();
+
+// Rows (N, D) times a power of two, which brings the longest to between 2^12 and 2^14, rounded.
+struct HalfRows {
+  Matrix values;   // (N, D) float16
+  float* lengths;  // (N,) at least the length of a row before it is rounded; infinity if any row's
+                   // is beyond reason: `largest` outside [2^-60, 2^60]
+  float* rests;    // (N,) at least the length of what rounding takes away
+};
+
+// `largest` (1,): the largest squared norm of the rows.
+void half_rows(const ConstMatrix& rows, const float* largest, const HalfRows& half, Stream stream);
+
+struct Refinement {
+  ConstMatrix queries;                  // (B, D) float32
+  ConstMatrix features;                 // (N, D)
+  const float* products;                // (B, m) those found by half rows, and their
+  const int64_t* near;                  // (B, m) rows, best first, -1 where there are fewer
+  int64_t listed;                       // m, at most 4096
+  const float *lengths, *rests;         // (B,) of the queries
+  const float *longest, *largest_rest;  // (1,) of the features
+};
+
+// scores and rows (B, k) by float32 products. failed (B,): 1 where half rows left it open which
+// rows these are, so that all rows were compared with the query, else 0. `state`, for as many
+// queries, is scratch.
+void refine(const Refinement& found, int64_t k, float* scores, int64_t* rows, int32_t* failed,
+            const MineState& state, Stream stream);
+
 // norms (N,) = squared norms. On the CPU std::invalid_argument where one is not finite, which
 // counts rows from `first` on.
 void squared_norms(const char* op, const char* name, const ConstMatrix& features, int64_t first,

@@ -1,4 +1,4 @@
-"""The half-precision filter of knn: whatever it leaves to be compared, the result keeps every bit."""
+"""The half-precision filters of knn: whatever they leave to be compared, the result keeps every bit."""
 
 import importlib
 
@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 
 import pyreid
 from pyreid import _build, _native, ops
+from pyreid.ops import _panels
+from pyreid.ops import jaccard as jaccard_room
+from pyreid.ops._work import Work
 
 NEVER, WHERE_IT_PAYS, ALWAYS = 0, 1, 2
 
@@ -32,7 +35,7 @@ def search(module, features, k, mode):
     scores = np.full((size, k), np.nan, np.float32)
     rows = np.full((size, k), -9)
     module.set("knn_filter", mode)
-    module.knn(features, None, k, scores, rows, None, 0)
+    module.knn(features, None, k, scores, rows, None, None, 0)
     return scores, rows, (module.get("knn_filtered"), module.get("knn_repeated"))
 
 
@@ -203,3 +206,141 @@ def test_modes():
     for name in ("knn_filtered", "knn_repeated"):
         with pytest.raises(KeyError, match="read-only"):
             module.set(name, 1)
+
+
+# --- in panels: the CUDA floor ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_panels(monkeypatch):
+    if not importlib.util.find_spec("pyreid._emulated"):
+        pytest.skip("the emulator is not built (PYREID_EMULATED=1)")
+    monkeypatch.setattr(_panels, "_CPU_SCORES", 1)  # panels of 256 rows
+    monkeypatch.setattr(jaccard_room, "_QUERIES", 130)
+    monkeypatch.setattr(jaccard_room, "_SPARE", 40)
+
+
+@pytest.fixture(params=_native.SCHEDULES)
+def schedule(request, small_panels):
+    with _native.emulated(request.param, seed=2):
+        yield request.param
+
+
+def dots(queries, rows):
+    """Float32 products as a warp adds them up: 32 sums, then of these by halves."""
+    steps = -(-rows.shape[1] // 32)
+    q, r = (np.pad(x, ((0, 0), (0, 32 * steps - x.shape[1]))) for x in (queries, rows))
+    sums = np.zeros((len(q), len(r), 32), np.float32)
+    for step in range(steps):
+        lanes = slice(32 * step, 32 * step + 32)
+        sums += q[:, None, lanes] * r[None, :, lanes]
+    for half in (16, 8, 4, 2, 1):
+        sums = sums + sums[..., np.arange(32) ^ half]
+    return sums[..., 0]
+
+
+def search_by_halves(rows, k, queries=None, dtype=None):
+    """Checks every bit; returns how many queries had to be compared with all rows."""
+    x = rows if dtype is None else torch.from_numpy(rows).to(dtype)
+    wide = rows if dtype is None else x.float().numpy()
+    q = x if queries is None else queries
+    scores = _native.empty(x, (len(q), k), "float32")
+    near = _native.empty(x, (len(q), k), "int64")
+    failed = jaccard_room._search_by_halves(x, q, range(len(q)), k, scores, near, Work(len(x)))
+    products = dots(wide if queries is None else queries, wide) + np.float32(0)
+    order = np.argsort(-products, axis=1, kind="stable")[:, :k]
+    expected = np.take_along_axis(products, order, 1)
+    np.testing.assert_array_equal(np.asarray(near)[:, : order.shape[1]], order)
+    np.testing.assert_array_equal(np.asarray(scores)[:, : order.shape[1]], expected)
+    assert (np.asarray(near)[:, order.shape[1] :] == -1).all()
+    assert (np.asarray(scores)[:, order.shape[1] :] == -np.inf).all()
+    return int(np.asarray(failed).sum())
+
+
+def test_panels_of_unit_rows(schedule):
+    rows = unit(normal(270, 35))  # two panels
+    assert search_by_halves(rows[:140], 6, queries=rows * np.float32(7)) == 0
+    assert search_by_halves(rows, 6, queries=rows[:20]) == 0
+    assert search_by_halves(rows[:140], 6) == 0
+
+
+def test_panels_of_rows_closer_than_half_precision_tells(schedule):
+    assert search_by_halves(gathered(200, 40, 1e-4, centres=10), 8) == 0
+
+
+def test_panels_with_more_near_rows_than_are_listed(schedule):
+    crowd = gathered(70, 40, 1e-4, centres=1)
+    rows = np.concatenate([unit(normal(150, 40, seed=5)), crowd])
+    np.random.default_rng(1).shuffle(rows)
+    assert 70 <= search_by_halves(rows, 5) < 110
+
+
+def test_panels_of_fewer_rows_than_are_listed(schedule):
+    assert search_by_halves(unit(normal(30, 20)), 6) == 0
+    assert search_by_halves(unit(normal(5, 3)), 9) == 0  # k > N
+
+
+def test_panels_of_ties_and_zeros(schedule):
+    rows = np.random.default_rng(0).integers(0, 3, (120, 5)).astype(np.float32) / 2
+    rows[7:20] = 0
+    search_by_halves(rows, 9)
+    assert search_by_halves(np.zeros((70, 4), np.float32), 3) == 70
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-7, 1e7, 1e18])
+def test_panels_of_any_scale(schedule, scale):
+    with np.errstate(under="ignore", over="ignore"):
+        rows = (unit(normal(80, 33)) * scale).astype(np.float32)
+        assert search_by_halves(rows, 4) == (0 if 1e-8 < scale < 1e8 else 80)
+
+
+def test_panels_of_rows_of_different_lengths(schedule):
+    length = np.float32(1e3) ** np.random.default_rng(2).uniform(-1, 1, (90, 1))
+    assert search_by_halves((normal(90, 24) * length).astype(np.float32), 6) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_panels_of_half_precision_rows(schedule, dtype):
+    assert search_by_halves(gathered(120, 40, 0.5), 5, dtype=dtype) == 0
+
+
+def test_rows_that_are_not_finite(schedule):
+    """No error on this floor: a product that is NaN does not qualify."""
+    rows = unit(normal(100, 20))
+    rows[3, 4] = np.nan
+    scores, near = np.empty((100, 6), np.float32), np.empty((100, 6), np.int64)
+    with np.errstate(invalid="ignore"):
+        failed = jaccard_room._search_by_halves(
+            rows, rows, range(len(rows)), 6, scores, near, Work(len(rows))
+        )
+    assert failed.all()
+    assert (near[3] == -1).all()
+    others = np.delete(np.arange(100), 3)
+    products = dots(rows[others], rows[others])
+    expected = others[np.argsort(-products, axis=1, kind="stable")[:, :6]]
+    np.testing.assert_array_equal(near[others], expected)
+
+
+def test_where_panels_are_filtered(emulator, small_panels, monkeypatch):
+    searches = []
+    by_halves = jaccard_room._search_by_halves
+    monkeypatch.setattr(
+        jaccard_room, "_search_by_halves", lambda *given: searches.append(1) or by_halves(*given)
+    )
+    rows = unit(normal(200, 20))
+    plain = ops.knn(rows, 4)
+    assert searches == []
+    for name, least in (("_FILTER_ROWS", 200), ("_FILTER_COLUMNS", 20), ("_FILTER_QUERIES", 100)):
+        monkeypatch.setattr(jaccard_room, name, least)
+    filtered = ops.knn(rows, 4)
+    assert searches == [1]
+    np.testing.assert_array_equal(filtered.rows, plain.rows)
+    np.testing.assert_allclose(filtered.scores, plain.scores, rtol=1e-5, atol=1e-6)
+    ops.knn(rows, 4, precision="fast")
+    ops.knn(rows, 7)  # more than a list of 200 rows is worth
+    ops.knn(rows, 4, queries=rows[:50])
+    ops.jaccard_graph(rows, 4, 2, variant="zhong")  # by distance
+    assert searches == [1]
+    ops.knn(rows, 4, queries=rows[:100])
+    ops.jaccard_graph(rows, 4, 2)
+    assert searches == [1, 1, 1]

@@ -95,4 +95,8 @@ struct NewArray {
   void* data;
 };
 
+// (B, capacity) and twice (B,): scratch of whatever keeps the best of B queries.
+MineState state_of(Args& args, py::handle candidates, py::handle thresholds, py::handle counts,
+                   int64_t keep);
+
 }  // namespace pyreid

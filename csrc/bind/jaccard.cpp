@@ -138,6 +138,48 @@ void bind_knn(py::handle features, py::handle bias, int64_t k, py::handle scores
   knn(matrix, subtract, k, out_scores, out_rows, out_lowest, passed, queue(args, stream));
 }
 
+// (values, lengths, rests) of half_rows.
+void bind_half_rows(py::handle features, py::handle largest, const py::tuple& half,
+                    uintptr_t stream) {
+  Args args("knn");
+  const ConstMatrix matrix = args.const_matrix("features", features, -1, -1);
+  const auto* const most = values_of<const float>(args, "largest", largest, {1});
+  const Array values = args.array("values", half[0], {Dtype::float16}, {matrix.rows, matrix.cols});
+  const HalfRows out{{values.data, Dtype::float16, matrix.rows, matrix.cols},
+                     values_of<float>(args, "lengths", half[1], {matrix.rows}),
+                     values_of<float>(args, "rests", half[2], {matrix.rows})};
+  const py::gil_scoped_release released;
+  half_rows(matrix, most, out, queue(args, stream));
+}
+
+// `found`: (products, near); `bounds`: (lengths, rests, longest, largest rest).
+void bind_refine(py::handle queries, py::handle features, const py::tuple& found,
+                 const py::tuple& bounds, py::handle scores, py::handle rows, py::handle failed,
+                 const py::tuple& scratch, uintptr_t stream) {
+  Args args("knn");
+  const ConstMatrix bank = args.const_matrix("features", features, -1, -1);
+  const ConstMatrix left = args.const_matrix("queries", queries, -1, bank.cols);
+  const int64_t batch = left.rows;
+  const Array products = args.array("products", found[0], {Dtype::float32}, {batch, -1});
+  const int64_t listed = products.shape[1];
+  const Array best = args.array("scores", scores, {Dtype::float32}, {batch, -1});
+  const int64_t k = best.shape[1];
+  const Refinement task{left,
+                        bank,
+                        static_cast<const float*>(products.data),
+                        values_of<const int64_t>(args, "near", found[1], {batch, listed}),
+                        listed,
+                        values_of<const float>(args, "lengths", bounds[0], {batch}),
+                        values_of<const float>(args, "rests", bounds[1], {batch}),
+                        values_of<const float>(args, "longest", bounds[2], {1}),
+                        values_of<const float>(args, "largest rest", bounds[3], {1})};
+  auto* const out_rows = values_of<int64_t>(args, "rows", rows, {batch, k});
+  auto* const out_failed = values_of<int32_t>(args, "failed", failed, {batch});
+  const MineState state = state_of(args, scratch[0], scratch[1], scratch[2], k);
+  const py::gil_scoped_release released;
+  refine(task, k, static_cast<float*>(best.data), out_rows, out_failed, state, queue(args, stream));
+}
+
 void bind_norms(const char* op, const char* name, py::handle features, int64_t first,
                 py::handle norms, uintptr_t stream) {
   Args args(op);
@@ -246,6 +288,9 @@ void bind_jaccard(py::module_& module) {
   module.def("rerank_check", rerank_check);
   module.attr("has_knn") = has_knn();
   module.def("knn", bind_knn);
+  module.attr("has_half_filter") = has_half_filter();
+  module.def("half_rows", bind_half_rows);
+  module.def("refine", bind_refine);
   module.def("squared_norms", bind_norms);
   module.def("mask_words", mask_words);
   module.def("reciprocal", bind_reciprocal);

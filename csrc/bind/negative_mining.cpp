@@ -46,21 +46,6 @@ int64_t check(py::handle queries, py::handle bank, int64_t k, int64_t skip, py::
   return k + skip + std::max(k + skip, kRoom);
 }
 
-MineState state_of(Args& args, py::handle candidates, py::handle thresholds, py::handle counts,
-                   int64_t keep) {
-  const Array keys = args.array("candidates", candidates, {Dtype::int64}, {-1, -1});
-  MineState state{};
-  state.queries = keys.shape[0];
-  state.capacity = keys.shape[1];
-  state.keep = keep;
-  state.candidates = static_cast<uint64_t*>(keys.data);
-  state.thresholds = static_cast<uint64_t*>(
-      args.array("thresholds", thresholds, {Dtype::int64}, {state.queries}).data);
-  state.counts =
-      static_cast<int32_t*>(args.array("counts", counts, {Dtype::int32}, {state.queries}).data);
-  return state;
-}
-
 void panel(py::handle scores, int64_t first_row, py::handle self_rows, py::handle query_groups,
            py::handle bank_groups, py::handle query_cameras, py::handle bank_cameras,
            float camera_penalty, py::handle candidates, py::handle thresholds, py::handle counts,
@@ -95,6 +80,21 @@ void finish(py::handle candidates, py::handle thresholds, py::handle counts, int
 }
 
 }  // namespace
+
+MineState state_of(Args& args, py::handle candidates, py::handle thresholds, py::handle counts,
+                   int64_t keep) {
+  const Array keys = args.array("candidates", candidates, {Dtype::int64}, {-1, -1});
+  MineState state{};
+  state.queries = keys.shape[0];
+  state.capacity = keys.shape[1];
+  state.keep = keep;
+  state.candidates = static_cast<uint64_t*>(keys.data);
+  state.thresholds = static_cast<uint64_t*>(
+      args.array("thresholds", thresholds, {Dtype::int64}, {state.queries}).data);
+  state.counts =
+      static_cast<int32_t*>(args.array("counts", counts, {Dtype::int32}, {state.queries}).data);
+  return state;
+}
 
 void bind_negative_mining(py::module_& module) {
   module.def("mine_check", check);

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cmath>
 #include <mutex>
+#include <stdexcept>
 #include <vector>
 
 #include "cpu/best_keys.h"
@@ -209,6 +210,16 @@ bool filtered_knn(const ConstMatrix& features, const Ranks& ranks,
 }  // namespace
 
 bool has_knn() { return true; }
+
+bool has_half_filter() { return false; }
+
+void half_rows(const ConstMatrix&, const float*, const HalfRows&, Stream) {
+  throw std::logic_error("half_rows: this floor has a filter of its own");
+}
+
+void refine(const Refinement&, int64_t, float*, int64_t*, int32_t*, const MineState&, Stream) {
+  throw std::logic_error("refine: this floor has a filter of its own");
+}
 
 void knn(const ConstMatrix& features, const float* bias, int64_t k, float* scores, int64_t* rows,
          float* lowest, const std::function<void(int64_t)>& passed, Stream) {

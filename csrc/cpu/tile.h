@@ -39,14 +39,22 @@ inline Vector all(float value) { return _mm512_set1_ps(value); }
 inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vector subtract(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
 inline Vector smaller(Vector a, Vector b) { return _mm512_min_ps(a, b); }
+// As a number; left to GCC 12, it may be spilled as two bytes and read back as four.
+inline uint32_t bits_of(__mmask16 mask) {
+  uint32_t bits;
+  __asm__("kmovw %1, %0" : "=r"(bits) : "k"(mask));
+  return bits;
+}
 // Bit i: a[i] >= b[i].
-inline uint32_t at_least(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+inline uint32_t at_least(Vector a, Vector b) {
+  return bits_of(_mm512_cmp_ps_mask(a, b, _CMP_GE_OQ));
+}
 
 using Whole = __m512i;
 inline Whole load(const int32_t* from) { return _mm512_loadu_si512(from); }
 inline void store(int32_t* to, Whole value) { _mm512_storeu_si512(to, value); }
 inline Whole all(int32_t value) { return _mm512_set1_epi32(value); }
-inline uint32_t at_least(Whole a, Whole b) { return _mm512_cmpge_epi32_mask(a, b); }
+inline uint32_t at_least(Whole a, Whole b) { return bits_of(_mm512_cmpge_epi32_mask(a, b)); }
 inline Whole multiply_add(Vector a, Vector b, Whole c) {
   return _mm512_add_epi32(c, _mm512_madd_epi16(_mm512_castps_si512(a), _mm512_castps_si512(b)));
 }

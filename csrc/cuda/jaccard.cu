@@ -12,6 +12,7 @@
 #include <climits>
 #include <stdexcept>
 
+#include "cuda/by_dtype.cuh"
 #include "cuda/ids.cuh"
 #include "cuda/portable.cuh"
 #include "cuda/reduce.cuh"
@@ -442,19 +443,6 @@ int64_t set_capacity(const Reciprocity& rule) {
 
 int64_t scratch_blocks(int64_t rows) {
   return blocks_of(rows < kScratchWarps ? rows : kScratchWarps, kWarps);
-}
-
-// Calls launch_with(features as a pointer to its elements).
-template <class Launch>
-void by_dtype(const ConstMatrix& features, Launch launch_with) {
-  switch (features.dtype) {
-    case Dtype::float32:
-      return launch_with(static_cast<const float*>(features.data));
-    case Dtype::float16:
-      return launch_with(static_cast<const Half*>(features.data));
-    default:
-      return launch_with(static_cast<const BFloat16*>(features.data));
-  }
 }
 
 template <class T>

@@ -4,6 +4,7 @@ while they are in cache and no (B, N) array ever exists."""
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,6 +55,31 @@ def product(queries: Any, panel: Any, *, precision: str = "exact", alike: bool =
         if precision == "fast" and queries.is_cuda and panel.dtype != torch.float32:
             return (queries.to(panel.dtype) @ panel.T).float()
         return queries @ _native.widened_half(panel).T
+
+
+def has_half_product(array: Any) -> bool:
+    """Whether `half_product` can be had for arrays like this one."""
+    if not _native.on_cuda(array):
+        return True  # in the emulator
+    if not _native.is_torch(array):
+        return False
+    return _mm_widens() and not getattr(
+        torch.backends.cuda.matmul, "allow_fp16_accumulation", False
+    )
+
+
+def half_product(queries: Any, panel: Any) -> Any:
+    """(B, P) dot products of float16 rows, added up in float32."""
+    if not _native.on_cuda(queries):
+        return _native.widened_half(queries) @ _native.widened_half(panel).T
+    with _plain_float32(queries, "fast"):
+        return torch.mm(queries, panel.T, out_dtype=torch.float32)
+
+
+@functools.cache
+def _mm_widens() -> bool:
+    """Since torch 2.8."""
+    return "dtype" in torch.ops.aten.mm.overloads()
 
 
 def accumulate(total: Any, weights: Any, panel: Any) -> None:

@@ -16,9 +16,12 @@ from pyreid.ops._shards import Shards
 from pyreid.ops._work import Work
 
 _QUERIES = 1024  # rows whose products with a panel are held at a time
-_AHEAD = (
-    8  # times as many rows that meet a panel while it is there, where panels come from elsewhere
-)
+# As many more rows meet a panel while it is there, where panels come from elsewhere.
+_AHEAD = 8
+# From these sizes on, half-precision products and what follows them are taken for quicker on CUDA than
+# float32 ones, at a tenth of their rate. Estimated: no device was at hand.
+_FILTER_ROWS, _FILTER_COLUMNS, _FILTER_QUERIES = 4096, 256, 512
+_SPARE = 96  # rows listed beyond the k best, for those that half precision cannot tell from them
 _SLOTS = 64  # near rows, more than which few rows have
 _GATHERED = 2**24  # elements of rows that are fetched from elsewhere together, for their weights
 
@@ -69,8 +72,9 @@ def knn(
         k: how many, up to 65536.
         queries: (B, D) likewise; None: the features themselves, and each row is among its neighbours. On the
             CPU each product is then computed once for both of its rows.
-        precision: "exact": products in float32. "fast": on CUDA, in the features' half precision or by
-            torch's settings.
+        precision: "exact": products in float32; where it pays, 16-bit ones first rule out what cannot be
+            among the best, which changes no bit on the CPU. "fast": on CUDA, in the features' half
+            precision or by torch's settings.
 
     Returns:
         Neighbours(scores, rows), both (B, k), largest score first, ties by the lower row. Where there are
@@ -480,6 +484,10 @@ def _search(
         told = (lambda met: work.tell(1 - (1 - met / batch) ** 2)) if work.listened else None
         module.knn(features, bias, k, scores, rows, lowest, told, stream)
         return scores, rows, lowest
+    plain = bias is None and groups is None and not isinstance(features, Shards)
+    if plain and precision == "exact" and _filter_pays(module, features, queries.shape[0], k):
+        _search_by_halves(features, queries, mine, k, scores, rows, work)
+        return work.gather(scores), work.gather(rows), lowest
     xp = _native.namespace(like)
     # The tiles are the same for all processes and wherever the features are, and so are bits, whatever the
     # library's product is like.
@@ -513,6 +521,76 @@ def _search(
         module.mine_finish(*state, k, 0, scores[to], rows[to], stream)
         del wide, state  # before there are others
     return work.gather(scores), work.gather(rows), None if bias is None else work.gather(lowest)
+
+
+def _filter_pays(module: Any, features: Any, batch: int, k: int) -> bool:
+    size, dim = features.shape
+    return (
+        module.has_half_filter
+        and size >= max(_FILTER_ROWS, 32 * k)
+        and dim >= _FILTER_COLUMNS
+        and batch >= _FILTER_QUERIES
+        and k <= 1024  # lists are sorted in shared memory
+        and _panels.has_half_product(features)
+    )
+
+
+def _search_by_halves(
+    features: Any, queries: Any, mine: range, k: int, scores: Any, rows: Any, work: Work
+) -> Any:
+    """`_search` for the queries `mine` by float16 products, exact all the same: csrc/cuda/knn_filter.cu. Waits
+    for nothing.
+
+    Returns (B,) int32: 1 where the filter could not tell, and the query was compared with all rows.
+    """
+    module, stream = _native.floor(features)
+    xp = _native.namespace(features)
+    half = _half_rows(features)
+    half_queries = half if queries is features else _half_rows(queries)
+    most = tuple(xp.amax(bound.reshape(1, -1), 1) for bound in half[1:])
+    batch, listed = len(mine), k + max(k, _SPARE)
+    failed = _native.empty(features, (batch,), "int32")
+    for begin in range(0, batch, _QUERIES):
+        to = slice(begin, min(begin + _QUERIES, batch))
+        own = slice(mine.start + to.start, mine.start + to.stop)
+        values, lengths, rests = (part[own] for part in half_queries)
+        state = (
+            _native.empty(features, (len(values), listed + max(listed, 1024)), "int64"),
+            _native.empty(features, (len(values),), "int64"),
+            _native.empty(features, (len(values),), "int32"),
+        )
+        for first, panel in _panels.panels(len(values), half[0]):
+            products = _panels.half_product(values, panel)
+            module.mine_panel(
+                products, first, None, None, None, None, None, 0.0, *state, listed, stream
+            )
+        found = (
+            _native.empty(features, (len(values), listed), "float32"),
+            _native.empty(features, (len(values), listed), "int64"),
+        )
+        module.mine_finish(*state, listed, 0, *found, stream)
+        wide = _native.widened_half(queries[own])
+        bounds = (lengths, rests, *most)
+        best = (scores[to], rows[to], failed[to])
+        module.refine(wide, features, found, bounds, *best, state, stream)
+        work.tell(to.stop / batch)
+    return failed
+
+
+def _half_rows(features: Any) -> tuple[Any, Any, Any]:
+    """Rows times a power of two as float16, their lengths, and those of what rounding takes away."""
+    module, stream = _native.floor(features)
+    size, dim = features.shape
+    largest = _native.namespace(features).amax(
+        _squared_norms("knn", "features", features).reshape(1, -1), 1
+    )
+    half = (
+        _native.empty(features, (size, dim), "float16"),
+        _native.empty(features, (size,), "float32"),
+        _native.empty(features, (size,), "float32"),
+    )
+    module.half_rows(features, largest, half, stream)
+    return half
 
 
 def _block(features: Any, first: int, last: int) -> Any:

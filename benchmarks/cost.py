@@ -2,13 +2,13 @@
 
 `python -m benchmarks.cost` in a checkout, `python -m pyreid.benchmarks.cost` elsewhere. It runs `train.fit`'s
 own epoch of a method as it is released: features of all images, clusters, steps. Marks between its parts are
-set from outside: around the networks and the ops, on the gradients between them, around the optimiser. On CUDA
-a mark is an event on the stream, so that nothing waits for it, and time in which the device has nothing to do
-counts to the part that kept it waiting. The same steps are also timed without marks.
+set from outside: around the networks and the ops, on the gradients between them, around the optimiser. On
+CUDA a mark is an event on the stream, so that nothing waits for it, and time in which the device has nothing
+to do counts to the part that kept it waiting. The same steps are also timed without marks.
 
-Two things are not as in a run. The networks begin with random weights, and steps are made on true ids in place
-of the clusters found, whose number would say more about the weights than about the cost: there are as many
-centroids and proxies as people, as in a run that has learned. Clustering itself is timed as it is.
+Two things are not as in a run. The networks begin with random weights, and steps are made on true ids in
+place of the clusters found, whose number would say more about the weights than about the cost: there are as
+many centroids and proxies as people, as in a run that has learned. Clustering itself is timed as it is.
 """
 
 from __future__ import annotations

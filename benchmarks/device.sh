@@ -1,24 +1,38 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one call of at most nine minutes: builds for the GPU present, runs the whole
-# test suite on it, compute-sanitizer over a subset that touches every kernel, and the benchmarks.
+# test suite on it, compute-sanitizer over a subset that touches every kernel, the benchmarks, and an epoch of
+# ICE with a ResNet-50 on as many images as Market-1501 has.
 #
-# Needs python3 with torch, pybind11, ninja, setuptools, pytest, hypothesis, scikit-learn (cupy: tested if there),
-# and a CUDA toolkit. Needs no network. Results go to $OUT (default: benchmarks/results/local):
+#   device.sh              all steps
+#   device.sh build cost   these alone
+#
+# Needs python3 with torch, torchvision, pillow, pybind11, ninja, setuptools, pytest, hypothesis, scikit-learn
+# (cupy: tested if there), and a CUDA toolkit. Needs no network. Results go to $OUT (default:
+# benchmarks/results/local):
 #   summary.txt   one line a step: ok or FAILED, seconds
 #   <step>.log    the output of each step
 #   bench.json    the figures, with device, driver, versions and commit; bench.txt is the table
+#   cost.json     likewise; written anew after each setting, cost.txt (the table) after the last
 # A step that fails, or runs out of its time (124), does not stop those after it; the exit status counts them.
+# A step has the seconds it is given, or what is left of the nine minutes.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-benchmarks/results/local}
 mkdir -p "$out"
 export PYTHONUNBUFFERED=1 FORCE_CUDA=1
-failures=0
+failures=0 deadline=540 wanted=" $* "
 : >"$out/summary.txt"
 
 step() { # step NAME SECONDS COMMAND...
   local name=$1 limit=$2 start=$SECONDS rc=0
   shift 2
+  if [[ $wanted != "  " && $wanted != *" $name "* ]]; then return; fi
+  if ((limit > deadline - SECONDS)); then limit=$((deadline - SECONDS)); fi
+  if ((limit < 1)); then
+    failures=$((failures + 1))
+    printf '%-20s no time left\n' "$name" | tee -a "$out/summary.txt"
+    return
+  fi
   timeout --kill-after=5 "$limit" "$@" >"$out/$name.log" 2>&1 || rc=$?
   if [ $rc -eq 0 ]; then verdict=ok; else verdict="FAILED ($rc)"; failures=$((failures + 1)); fi
   printf '%-20s %-14s %4d s   %s\n' "$name" "$verdict" $((SECONDS - start)) \
@@ -44,6 +58,9 @@ for tool in memcheck racecheck synccheck initcheck; do
 done
 step bench 90 python3 -m pyreid.cli bench --device cuda --json "$out/bench.json"
 cp "$out/bench.log" "$out/bench.txt" 2>/dev/null
+step cost 200 python3 -m benchmarks.cost --device cuda --images 12936 --steps 400 --test-batch 256 \
+  --workers "$(nproc)" --precision float32,bfloat16 --channels-last --json "$out/cost.json"
+[[ -f $out/cost.log ]] && sed -n "/^|/p" "$out/cost.log" >"$out/cost.txt"
 
 echo "$failures step(s) failed; results in $out"
 exit $failures

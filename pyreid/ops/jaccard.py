@@ -538,8 +538,8 @@ def _filter_pays(module: Any, features: Any, batch: int, k: int) -> bool:
 def _search_by_halves(
     features: Any, queries: Any, mine: range, k: int, scores: Any, rows: Any, work: Work
 ) -> Any:
-    """`_search` for the queries `mine` by float16 products, exact all the same: csrc/cuda/knn_filter.cu. Waits
-    for nothing.
+    """`_search` for the queries `mine` by float16 products, exact all the same: csrc/cuda/knn_filter.cu.
+    Waits for nothing.
 
     Returns (B,) int32: 1 where the filter could not tell, and the query was compared with all rows.
     """

@@ -30,6 +30,8 @@ class Network:
     )
     pooling: Literal["average", "gem"] = option("average", "of the last map")
     embedding: int = option(0, "features of a linear layer behind the pooling; 0: no such layer")
+    stripes: int = option(0, "stripes with heads of their own beside the global one, for SCL")
+    stripe_embedding: int = option(256, "features of the head of a stripe")
     norm_group: int | None = option(None, "images whose statistics a batch norm shares; none: all")
     weights: str = option("imagenet", "a file to begin with; imagenet (is downloaded), or random")
 
@@ -38,6 +40,8 @@ class Network:
             self.encoder,
             pooling=self.pooling,
             embedding=self.embedding,
+            stripes=self.stripes,
+            stripe_embedding=self.stripe_embedding,
             norm_group=self.norm_group,
             weights=None if self.weights == "random" else self.weights,
         )

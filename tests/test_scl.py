@@ -3,6 +3,7 @@
 import argparse
 import copy
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from pyreid import distributed, evaluation, models, ops, options, reference
+from pyreid import cli, distributed, evaluation, models, ops, options, reference
 from pyreid.data import Batch, ImageArrays
 from pyreid.losses import SelectiveContrast
 from pyreid.memory import MemoryBank
@@ -697,3 +698,25 @@ def test_released_checkpoints(old, tmp_path):
     models.save_weights(written, tmp_path / "last.pt")
     again = models.load_weights(encoder, tmp_path / "last.pt")
     assert (again.layout, again.missing, again.unexpected) == ("pyreid", (), ())
+
+
+def test_from_the_command_line(tmp_path, capsys):
+    """Trained, then evaluated as the run beside the weights was made."""
+    folder = tmp_path / "run"
+    network = "--encoder small --weights random --embedding 32 --stripes 2 --stripe-embedding 16"
+    images = "--height 32 --width 16 --people 6"
+    schedule = "--epochs 1 --steps 2 --batch-size 4 --neighbours 2 --test-camera-weight 0.3"
+    line = f"train --method scl {network} {images} {schedule} -o {folder}"
+    assert cli.main(line.split()) == 0
+    assert "not squared, cameras" in capsys.readouterr().out
+    assert (folder / "report.html").exists()
+    figures = tmp_path / "figures.json"
+    assert cli.main(f"eval {folder}/last.pt --people 6 --json {figures}".split()) == 0
+    out = capsys.readouterr().out
+    assert f"{folder}/last.pt (pyreid): " in out
+    assert "not in the file" not in out
+    found = json.loads(figures.read_text())
+    assert list(found["by_distance"]) == ["not squared", "not squared, cameras"]
+    history = json.loads((folder / "metrics.jsonl").read_text())
+    assert history["evaluation"]["mAP"] == pytest.approx(found["mAP"], abs=1e-6)
+    assert history["clusters"]["clusters"] == 0

@@ -298,6 +298,20 @@ def test_adaptive_extremes():
     assert (one.negatives[:, 1:] == -1).all()
 
 
+def test_random_window():
+    bank, rows = rows_of_parts(60), torch.arange(60)
+    call = {"parts": PARTS, "neighbours": 5, "negatives": 30}
+    fixed = scl.select(bank, bank, rows, **call)
+    found = scl.select(bank, bank, rows, **call, window="random", seed=3)
+    assert torch.equal(found.positives, fixed.positives)
+    drawn = scl.random_negatives(rows, 60, 30, seed=3)
+    for own, others, free in zip(found.positives, found.negatives, drawn, strict=True):
+        assert torch.equal(others, torch.where(torch.isin(free, own), -1, free))
+    assert not torch.equal(
+        found.negatives, scl.select(bank, bank, rows, **call, window="random", seed=4).negatives
+    )
+
+
 @given(st.integers(2, 60), st.integers(1, 70), st.integers(0, 2**62))
 def test_random_negatives(size, count, seed):
     rows = torch.arange(size)

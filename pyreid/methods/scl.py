@@ -53,9 +53,9 @@ class Config(Presets):
 
     neighbours: int = option(7, "positives beside the image itself")
     negatives: int = option(500, "negatives, at most: the ranks behind the neighbours")
-    window: Literal["fixed", "gap", "quantile"] = option(
+    window: Literal["fixed", "gap", "quantile", "random"] = option(
         "fixed",
-        "how many negatives: all of them; or those up to a gap, or a quantile, of similarity",
+        "which of them: all; those up to a gap, or a quantile, of similarity; random: of all other rows",
     )
     gap: float = option(0.2, "window gap: how much less alike than the last neighbour they may be")
     quantile: float = option(
@@ -124,6 +124,7 @@ def select(
     window: str = "fixed",
     gap: float = 0.2,
     quantile: float = 0.5,
+    seed: int = 0,
 ) -> Selection:
     """The rows nearest to each image as positives, and those behind them as negatives.
 
@@ -138,7 +139,9 @@ def select(
                     the neighbours stand apart from the others, many where they are among their like.
         "quantile": those whose d is not among the largest `quantile` of all that the batch's images have to
                     their `negatives` ranks: images in dense places have more than those in empty ones.
-    The first is always kept.
+    The first is always kept. And
+        "random":   `negatives` rows of all but the positives, anywhere, by `random_negatives` with `seed`.
+                    Places of positives are pads.
 
     Args:
         features: (B, D), and bank: (N, D), each part a unit vector. rows: (B,) the images' own.
@@ -154,14 +157,18 @@ def select(
     scores, found = ops.mine_negatives(
         features * part_weights(parts, global_weight, device=features.device),
         bank,
-        max(min(neighbours + negatives, len(bank) - 1), 1),
+        max(min(neighbours + (0 if window == "random" else negatives), len(bank) - 1), 1),
         self_rows=rows,
         query_cameras=cameras if by_camera else None,
         bank_cameras=bank_cameras if by_camera else None,
         camera_penalty=camera_weight / 2 if by_camera else 0.0,
     )
     behind, others = scores[:, neighbours:], found[:, neighbours:].contiguous()
-    if window != "fixed":
+    nearest = found[:, :neighbours]
+    if window == "random":
+        others = random_negatives(rows, len(bank), negatives, seed=seed)
+        others = others.masked_fill((others[:, :, None] == nearest[:, None]).any(dim=2), -1)
+    elif window != "fixed":
         if window == "gap":
             least = scores[:, max(neighbours - 1, 0)] - gap
         else:
@@ -169,7 +176,7 @@ def select(
         kept = behind >= least[:, None]
         kept[:, 0] = True
         others = others.masked_fill(~kept, -1)
-    return Selection(torch.cat([rows[:, None], found[:, :neighbours]], dim=1), others)
+    return Selection(torch.cat([rows[:, None], nearest], dim=1), others)
 
 
 def behind_quantile(scores: torch.Tensor, quantile: float) -> torch.Tensor:
@@ -441,7 +448,13 @@ class SCL(nn.Module):
     ) -> Selection:
         """Line 3, for (B, D) features in unit parts and their (B,) rows and cameras."""
         config = self.config
-        if self.epoch > config.initial_epochs:
+        initial = self.epoch <= config.initial_epochs
+        seed = 0
+        if initial or config.window == "random":
+            seed = int(
+                torch.randint(2**62, ())
+            )  # of the CPU's generator: the same on all processes
+        if not initial:
             return select(
                 features,
                 self.bank,
@@ -456,12 +469,13 @@ class SCL(nn.Module):
                 window=config.window,
                 gap=config.gap,
                 quantile=config.quantile,
+                seed=seed,
             )
         negatives = random_negatives(
             rows,
             len(self.bank),
             config.neighbours + config.negatives,
-            seed=int(torch.randint(2**62, ())),  # of the CPU's generator: the same on all processes
+            seed=seed,
             rule=config.init_negatives,
         )
         return Selection(rows[:, None], negatives)

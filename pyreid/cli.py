@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument(
         "-o", "--output", metavar="DIR", default="runs/demo", help="default: %(default)s"
     )
+    demo.add_argument(
+        "--method", choices=["ice", "scl"], default="ice", help="default: %(default)s"
+    )
     demo.set_defaults(run=_demo)
 
     for name, text in _TRAINING.items():
@@ -126,7 +129,7 @@ def _bench(arguments) -> int:
 def _demo(arguments) -> int:
     from pyreid import demo
 
-    return demo.main(arguments.output)
+    return demo.main(arguments.output, arguments.method)
 
 
 def _train(command, rest) -> int:

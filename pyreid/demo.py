@@ -1,7 +1,9 @@
-"""`pyreid demo`: ICE learns to tell made-up people apart, from images without labels, in minutes on a CPU."""
+"""`pyreid demo`: a method learns to tell made-up people apart, from images without labels, in minutes on a
+CPU."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,6 @@ from pyreid.methods import METHODS
 
 # The cameras differ less than those of `pyreid synth`: nobody has trained the network before.
 PEOPLE = people.People(ids=100, test_ids=50, cameras=4, gap=0.15)
-METHOD = METHODS["ice"].Config(k1=15, k2=4, eps=0.45, teacher_momentum=0.95)
 TRAINING = train.Training(
     epochs=25,
     steps=60,
@@ -26,16 +27,38 @@ TRAINING = train.Training(
 )
 
 
-def main(output: str) -> int:
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """What a method is shown with."""
+
+    config: Any
+    training: train.Training = TRAINING
+    network: dict[str, Any] = dataclasses.field(default_factory=dict)  # of models.build_encoder
+
+
+DEMOS = {
+    "ice": Demo(METHODS["ice"].Config(k1=15, k2=4, eps=0.45, teacher_momentum=0.95)),
+    "scl": Demo(
+        METHODS["scl"].Config(),
+        dataclasses.replace(
+            TRAINING, optimizer="sgd", learning_rate=5e-2, warmup_epochs=0, epochs=20
+        ),
+        {"embedding": 256, "stripes": 4, "stripe_embedding": 64},
+    ),
+}
+
+
+def main(output: str, method: str = "ice") -> int:
     folder = Path(output)
     (folder / train.CHECKPOINT).unlink(missing_ok=True)  # of an earlier demo
     start = time.perf_counter()
     data = people.people_data(PEOPLE)
     print(f"{data.summary()}\n(drawn in {time.perf_counter() - start:.1f} s)\n", flush=True)
 
-    torch.manual_seed(TRAINING.seed)
-    encoder = models.build_encoder("small")
-    result = train.fit(METHOD, encoder, data, TRAINING, output=folder)
+    demo = DEMOS[method]
+    torch.manual_seed(demo.training.seed)
+    encoder = models.build_encoder("small", **demo.network)
+    result = train.fit(demo.config, encoder, data, demo.training, output=folder)
     if result.stopped:
         return 130
     results: dict[str, Any] = {"untrained": result.before, "trained": result.evaluation}
@@ -45,7 +68,7 @@ def main(output: str) -> int:
         for stage, spent in entry["seconds"].items():
             seconds[stage] = seconds.get(stage, 0.0) + spent
     print("seconds: " + ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items()))
-    page = write(folder, result, data)
+    page = write(folder, method, result, data)
     print(f"report:  {page}\n", flush=True)
 
     from pyreid.benchmarks import run
@@ -57,21 +80,22 @@ def main(output: str) -> int:
     return 0
 
 
-def write(folder, result, data) -> Path:
-    features = evaluation.extract_data(result.encoder, data, **TRAINING.extraction)
+def write(folder, method, result, data) -> Path:
+    demo = DEMOS[method]
+    features = evaluation.extract_data(result.encoder, data, **demo.training.extraction)
     after = evaluation.evaluate(
         features["query"], features["gallery"], data.query, data.gallery, rerank=True
     )
     return report.write_report(
         folder,
-        title="ICE on made-up people",
+        title=f"{method.upper()} on made-up people",
         results={"untrained": result.before, "trained": after},
         history=result.history,
         drawn=report.draw(data, features, result.labels),
         data=data,
         settings={
             "people": options.to_dict(PEOPLE),
-            "method": options.to_dict(METHOD),
-            "training": options.to_dict(TRAINING),
+            "method": options.to_dict(demo.config),
+            "training": options.to_dict(demo.training),
         },
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from pyreid.data.transforms import make
 from pyreid.progress import Progress
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Distances = Callable[..., Mapping[str, torch.Tensor]]
 
 _AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SHOWN_RANKS = (1, 5, 10)
@@ -140,6 +141,7 @@ class Evaluation:
     reranked: ops.Ranking | None
     camera_pairs: CameraPairs
     same_camera: bool = False  # whether images of the query's own camera count
+    by_distance: Mapping[str, ops.Ranking] = field(default_factory=dict)  # of a method's own
 
     @property
     def mAP(self) -> float:
@@ -160,6 +162,7 @@ class Evaluation:
             **_ranking_dict(self.ranking),
             "same_camera": self.same_camera,
             "reranked": None if self.reranked is None else _ranking_dict(self.reranked),
+            "by_distance": {name: _ranking_dict(found) for name, found in self.by_distance.items()},
             "camera_pairs": {
                 "cameras": pairs.cameras.tolist(),
                 "mAP": [[_known(value) for value in row] for row in pairs.mAP.tolist()],
@@ -196,10 +199,13 @@ def summary(results: Mapping[str, Evaluation | Mapping[str, Any]]) -> str:
 def lines_of(
     results: Mapping[str, Evaluation | Mapping[str, Any]],
 ) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
-    """(name, values, re-ranked) of every ranking there is; the re-ranked one follows the plain one."""
+    """(name, values, again) of every ranking there is; those of the same features by another distance (a
+    method's own, re-ranked) follow the plain one."""
     for name, result in results.items():
         values = as_dict(result)
         yield name, values, False
+        for distance, found in values.get("by_distance", {}).items():
+            yield f"{name}, {distance}" if name else distance, found, True
         if values.get("reranked"):
             yield f"{name}, re-ranked" if name else "re-ranked", values["reranked"], True
 
@@ -215,6 +221,7 @@ def evaluate(
     k2: int = 6,
     lambda_value: float = 0.3,
     same_camera: bool = False,
+    distances: Distances | None = None,
     max_rank: int = 50,
 ) -> Evaluation:
     """CMC, mAP and mINP by the single-query protocol (see `ops.evaluate_ranking`): gallery images with both
@@ -225,6 +232,8 @@ def evaluate(
         rerank: also rank by k-reciprocal re-ranking (`ops.rerank`), with `k1`, `k2` and `lambda_value`. Takes
             an array of (Q, G) float32.
         same_camera: images of the query's own camera count too: for sets whose cameras are not known.
+        distances: a method's own: of the features and cameras of queries and gallery (Q, D), (G, D), (Q,),
+            (G,), gives (Q, G) distances by name. The ranking of each is in `by_distance`.
         max_rank: the length of the CMC.
     """
     for name, features, images in (
@@ -240,6 +249,7 @@ def evaluate(
         torch.from_numpy(column).to(device)
         for column in (query.ids, gallery.ids, query.cameras, gallery.cameras)
     )
+    seen_by = query_cameras, gallery_cameras
     if same_camera:
         query_cameras = torch.full_like(query_cameras, -1)  # a camera that no gallery image has
 
@@ -263,6 +273,11 @@ def evaluate(
         distance = ops.rerank(query_features, gallery_features, k1, k2, lambda_value)
         reranked = ranked(every, every, max_rank, distance)
 
+    own: Mapping[str, torch.Tensor] = {}
+    if distances is not None:
+        own = distances(query_features, gallery_features, *seen_by)
+    by_distance = {name: ranked(every, every, max_rank, found) for name, found in own.items()}
+
     cameras = np.union1d(query.cameras, gallery.cameras)
     rows_of = [torch.from_numpy(np.flatnonzero(query.cameras == c)).to(device) for c in cameras]
     columns_of = [
@@ -281,7 +296,7 @@ def evaluate(
             found = ranked(rows, columns, 1)
             pairs.mAP[i, j], pairs.rank1[i, j] = found.mAP, found.cmc[0]
             pairs.valid[i, j] = int(found.valid.sum())
-    return Evaluation(ranking, reranked, pairs, same_camera)
+    return Evaluation(ranking, reranked, pairs, same_camera, by_distance)
 
 
 def extract_data(
@@ -306,6 +321,7 @@ def evaluate_data(
     *,
     rerank: bool = False,
     same_camera: bool = False,
+    distances: Distances | None = None,
     progress: bool = False,
     **extraction: Any,
 ) -> Evaluation:
@@ -316,7 +332,13 @@ def evaluate_data(
         raise ValueError(f"evaluate_data: data must have query and gallery images, got {data.name}")
     found = extract_data(encoder, data, ("query", "gallery"), progress=progress, **extraction)
     return evaluate(
-        found["query"], found["gallery"], query, gallery, rerank=rerank, same_camera=same_camera
+        found["query"],
+        found["gallery"],
+        query,
+        gallery,
+        rerank=rerank,
+        same_camera=same_camera,
+        distances=distances,
     )
 
 

@@ -82,14 +82,58 @@ class SelectiveContrast(torch.nn.Module):
     def forward(
         self, queries: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor
     ) -> torch.Tensor:
-        neighbours = positives.shape[1] - 1
-        share = self.alpha * (1 - self.self_weight) / max(neighbours, 1)
-        weights = torch.full((1 + neighbours,), share, device=self.bank.features.device)
-        weights[0] = self.self_weight
-        loss = ops.set_contrast(
-            queries, self.bank.features, positives, negatives, weights=weights, scale=self.scale
+        return selective_loss(
+            queries,
+            self.bank.features,
+            positives,
+            negatives,
+            self_weight=self.self_weight,
+            alpha=self.alpha,
+            scale=self.scale,
         )
-        return loss.mean(dim=-1)
+
+
+def selective_loss(
+    queries: torch.Tensor,
+    bank: torch.Tensor,
+    positives: torch.Tensor,
+    negatives: torch.Tensor,
+    *,
+    self_weight: float = 0.5,
+    alpha: float = 1.75,
+    scale: float = 10.0,
+) -> torch.Tensor:
+    """SCL's loss: each query to the rows of its image and of its neighbours, among these and negatives.
+
+        L = mean_i sum_j c_j ( log sum_a exp(s_ia) - s_ij ),    s_ia = scale <q_i, x_a>
+
+    over positives j, and a over positives and negatives; c_0 = self_weight, c_j = alpha (1 - self_weight) / P
+    for each of the P neighbours. One softmax serves all terms: their sum of cross-entropies has this closed
+    form.
+
+    Args:
+        queries: (B, D), or (Q, B, D) for several branches over the same rows; they need not be unit.
+        bank: (N, D). positives: (B, 1 + P) its rows, the image's own first. negatives: (B, K), -1 pads.
+
+    Returns:
+        a scalar, or (Q,).
+    """
+    neighbours = positives.shape[1] - 1
+    weights = selective_weights(
+        neighbours, self_weight=self_weight, alpha=alpha, device=bank.device
+    )
+    loss = ops.set_contrast(queries, bank, positives, negatives, weights=weights, scale=scale)
+    return loss.mean(dim=-1)
+
+
+def selective_weights(
+    neighbours: int, *, self_weight: float, alpha: float, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """(1 + P,) what the image itself and each of its P neighbours count in SCL's loss."""
+    share = alpha * (1 - self_weight) / max(neighbours, 1)
+    weights = torch.full((1 + neighbours,), share, device=device)
+    weights[0] = self_weight
+    return weights
 
 
 class CameraProxyContrast(torch.nn.Module):

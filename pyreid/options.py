@@ -9,7 +9,7 @@ import json
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 T = TypeVar("T")
 
@@ -17,6 +17,21 @@ T = TypeVar("T")
 def option(default: Any, help: str) -> Any:
     """A field with a default and a meaning."""
     return dataclasses.field(default=default, metadata={"help": help})
+
+
+class Presets:
+    """What options have published values by the name of a data set."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # what differs from the defaults
+
+    @classmethod
+    def preset(cls: type[T], name: str) -> T:
+        """The values that were published for a data set."""
+        presets = cls.presets  # type: ignore[attr-defined]
+        if name not in presets:
+            known = ", ".join(presets)
+            raise ValueError(f"Config.preset: name must be one of {known}, got {name!r}")
+        return cls(**presets[name])
 
 
 def add_arguments(parser: argparse.ArgumentParser, cls: type, title: str, *, skip=()) -> None:

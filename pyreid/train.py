@@ -1,6 +1,7 @@
 """`fit`: an encoder learns to tell people apart from images that nobody has labelled.
 
 Each epoch:  1. features <- the method's inference network, all training images in their order
+                            (for a method that wants them)
              2. labels   <- method.label(features, cameras)
              3. steps    <- loss, backward, optimiser's step, method.update, on batches of labelled images
              4. ranking  <- evaluation on the test images, if there are any
@@ -54,8 +55,9 @@ class Training:
     epochs: int = option(40, "epochs: each labels all images anew")
     steps: int = option(400, "optimiser steps of an epoch")
     batch_size: int = option(32, "images of a step, of all processes together")
-    learning_rate: float = option(3.5e-4, "Adam's step size")
-    weight_decay: float = option(5e-4, "Adam's L2 penalty, on all parameters")
+    optimizer: Literal["adam", "sgd"] = option("adam", "sgd: with Nesterov's momentum of 0.9")
+    learning_rate: float = option(3.5e-4, "the optimiser's step size")
+    weight_decay: float = option(5e-4, "the optimiser's L2 penalty, on all parameters")
     warmup_epochs: int = option(
         10, "epochs in which the step size climbs from a tenth to all of it"
     )
@@ -115,14 +117,21 @@ class Training:
 
 
 class Method(Protocol):
-    """What `fit` knows of a method: an nn.Module with these."""
+    """What `fit` knows of a method: an nn.Module with these.
+
+    It may also have
+        wants_features: bool, whether `label` needs features this time; else they are not extracted, and it
+            gets None. Its labels are then all -1 as a rule: there are no clusters.
+        distances(queries, gallery, query_cameras, gallery_cameras) -> {name: (Q, G) distances} of its own,
+            by which test images are ranked too; see `evaluate`.
+    """
 
     views: tuple[str, ...]  # names of the transforms that make the views of a batch
     encoder: torch.nn.Module  # is trained
     inference: torch.nn.Module  # labels, is evaluated and saved
     config: Any
 
-    def label(self, features: torch.Tensor, cameras: torch.Tensor) -> torch.Tensor: ...
+    def label(self, features: torch.Tensor | None, cameras: torch.Tensor) -> torch.Tensor: ...
     def sampler(self, labels, cameras, *, batch_size: int, rng) -> Iterator[np.ndarray]: ...
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]: ...
     def update(self, batch: Batch) -> None: ...
@@ -161,7 +170,7 @@ def fit(
     """Trains an encoder on unlabelled images.
 
     Args:
-        method: a name ("ice", "cluster-contrast"), a method's Config, or a method itself.
+        method: a name ("ice", "cluster-contrast", "scl"), a method's Config, or a method itself.
         encoder: any module that maps (B, 3, H, W) images to (B, D) features; None where `method` has one.
         data: a ReidData, an Images, or any map-style dataset of (image, id, camera). The ids of training
             images are used for nothing but to report how good the labels are.
@@ -235,9 +244,15 @@ class _Run:
         trained = [weight for weight in method.parameters() if weight.requires_grad]
         if not trained:
             raise ValueError("fit: encoder must have parameters that require a gradient, got none")
-        self.optimizer = torch.optim.Adam(
-            trained, lr=self.training.learning_rate, weight_decay=self.training.weight_decay
-        )
+        common: dict[str, Any] = {
+            "lr": self.training.learning_rate,
+            "weight_decay": self.training.weight_decay,
+        }
+        self.optimizer: torch.optim.Optimizer
+        if self.training.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(trained, momentum=0.9, nesterov=True, **common)
+        else:
+            self.optimizer = torch.optim.Adam(trained, **common)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.training.precision == "float16"
         )
@@ -261,7 +276,9 @@ class _Run:
 
     def label(self) -> None:
         start = time.perf_counter()
-        features = self.extract(self.images)
+        features = None
+        if getattr(self.method, "wants_features", True):
+            features = self.extract(self.images)
         extracted = time.perf_counter()
         self.labels = self.method.label(features, self.cameras)
         self.last_labels = self.labels.cpu()
@@ -408,6 +425,7 @@ class _Run:
             self.method.inference,
             self.data,
             same_camera=self.data.one_camera,
+            distances=getattr(self.method, "distances", None),
             flip=self.training.flip,
             **self.training.extraction,
         )
@@ -428,14 +446,16 @@ class _Run:
         loss, seconds = (sum(self.entry[part].values()) for part in ("losses", "seconds"))
         precision = clusters.get("pair_precision")
         right = "" if precision is None else f" ({precision:.0%} of pairs right)"
+        grouped = f"{clusters['clusters']} clusters{right}, {clusters['outliers']} outliers, "
+        if clusters["outliers"] == clusters["images"]:
+            grouped = ""  # the method makes none
         ranking = ""
         if found.get("mAP") is not None:
             ranking = f", mAP {found['mAP']:.1%}, rank-1 {found['rank1']:.1%}"
         with Progress("") as progress:
             progress.say(
                 f"epoch {self.entry['epoch']:3} of {self.training.epochs}: "
-                f"{clusters['clusters']} clusters{right}, {clusters['outliers']} outliers, "
-                f"loss {loss:.3f}{ranking}, {seconds:.1f} s"
+                f"{grouped}loss {loss:.3f}{ranking}, {seconds:.1f} s"
             )
 
     # --- what stays on disk

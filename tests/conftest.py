@@ -1,7 +1,12 @@
-"""The fixture `library`: every array library on every floor that this machine has; the rest skip."""
+"""The fixture `library`: every array library on every floor that this machine has; the rest skip. And
+`processes`, to start some."""
 
 import contextlib
 import importlib.util
+import multiprocessing
+import os
+import sys
+from multiprocessing import forkserver
 
 import numpy as np
 import pytest
@@ -108,3 +113,14 @@ def emulator():
         pytest.skip("the emulator is not built (PYREID_EMULATED=1)")
     with _native.emulated() as module:
         yield module
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Processes that need not import everything again."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["runs", "test_scl"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+    return context

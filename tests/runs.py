@@ -80,10 +80,22 @@ def training(**changes):
 def fit(name, output=None, *, norm_group=None, resume=False, **changes):
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    own = {"instances": 2, "min_samples": 2, "eps": 0.6, "k1": 6, "k2": 2}
+    if name == "ice":
+        own["teacher_momentum"] = 0.9
+    if name == "scl":
+        own = {"neighbours": 3, "negatives": 40, "initial_epochs": 1}
     encoder = Encoder() if norm_group is None else ghost_(Encoder(), norm_group)
-    own = {"teacher_momentum": 0.9} if name == "ice" else {}
-    config = METHODS[name].Config(instances=2, min_samples=2, eps=0.6, k1=6, k2=2, **own)
-    return train.fit(config, encoder, data(), training(**changes), output=output, resume=resume)
+    if name == "scl":
+        encoder.parts = (8, 4, 4)
+    return train.fit(
+        METHODS[name].Config(**own),
+        encoder,
+        data(),
+        training(**changes),
+        output=output,
+        resume=resume,
+    )
 
 
 def fit_as_one_of(rank, ranks, place, name, results):

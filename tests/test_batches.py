@@ -174,9 +174,10 @@ def test_erasing():
 def test_views_by_name():
     assert make("strong", 256, 128) == View(256, 128, pad=10, flip=0.5, blur=0.5, erase=0.6)
     assert make("standard", 256, 128) == View(256, 128, pad=10, flip=0.5, erase=0.5)
+    assert make("mirrored", 256, 128) == View(256, 128, flip=0.5)
     assert make("weak", 256, 128) == make("plain", 256, 128) == View(256, 128)
     assert raised(ValueError, lambda: make("stronger", 256, 128)) == (
-        "make: name must be one of strong, standard, weak, plain, got 'stronger'"
+        "make: name must be one of strong, standard, mirrored, weak, plain, got 'stronger'"
     )
     assert raised(ValueError, lambda: make("weak", 0, 128)) == (
         "make: height and width must be positive, got 0 and 128"

@@ -1,5 +1,5 @@
-"""Methods: each loss against its formula, each switch, whole steps against plain torch, ranks against one
-process."""
+"""Methods that cluster: each loss against its formula, each switch, whole steps against plain torch, ranks
+against one process."""
 
 import argparse
 import dataclasses
@@ -13,15 +13,17 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from pyreid import distributed, ops, options, reference
+from pyreid import distributed, methods, ops, options, reference
 from pyreid.data import Batch
-from pyreid.methods import METHODS, ClusterContrast, ice
+from pyreid.methods import ClusterContrast, ice
 from pyreid.methods.cluster_contrast import cluster_nce
 from pyreid.methods.clustering import Clustering, cluster
 from pyreid.methods.ice import ICE
 from pyreid.models import GhostBatchNorm
 
 IDS, CAMERAS, SHAPE = 12, 3, (3, 8, 4)
+# Those that cluster; tests/test_scl.py is of the one that does not.
+METHODS = {k: m for k, m in methods.METHODS.items() if issubclass(m.Config, Clustering)}
 
 
 def randn(*shape, seed=0):

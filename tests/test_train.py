@@ -1,14 +1,11 @@
 """fit: it learns, it resumes after any kill as if nothing had been, two processes do what one does."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
-import sys
 import threading
 import time
-from multiprocessing import forkserver
 
 import numpy as np
 import pytest
@@ -20,17 +17,6 @@ from pyreid.data import ReidData
 from pyreid.methods import METHODS
 
 NAMES = list(METHODS)
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Processes that need not import everything again."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["runs"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        forkserver.ensure_running()
-    return context
 
 
 def checkpoint(folder):

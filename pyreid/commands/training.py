@@ -16,7 +16,7 @@ import torch
 
 from pyreid import distributed, evaluation, files, models, options, people, report, train
 from pyreid.data import ReidData, open_csv, open_data, open_folder
-from pyreid.methods import METHODS
+from pyreid.methods import METHODS, SCL
 from pyreid.options import option
 
 _INTERRUPTED = 130  # as shells have it
@@ -31,6 +31,8 @@ class Network:
     )
     pooling: Literal["average", "gem"] = option("average", "of the last map")
     embedding: int = option(0, "features of a linear layer behind the pooling; 0: no such layer")
+    stripes: int = option(0, "stripes with heads of their own beside the global one, for SCL")
+    stripe_embedding: int = option(256, "features of the head of a stripe")
     norm_group: int | None = option(None, "images whose statistics a batch norm shares; none: all")
     weights: str = option("imagenet", "a file to begin with; imagenet (is downloaded), or random")
 
@@ -39,6 +41,8 @@ class Network:
             self.encoder,
             pooling=self.pooling,
             embedding=self.embedding,
+            stripes=self.stripes,
+            stripe_embedding=self.stripe_embedding,
             norm_group=self.norm_group,
             weights=None if self.weights == "random" else self.weights,
         )
@@ -181,6 +185,7 @@ def _eval(argv: list[str]) -> int:
         data,
         rerank=arguments.rerank,
         same_camera=data.one_camera,
+        distances=_distances(encoder, Path(arguments.weights)),
         progress=True,
         flip=training.flip,
         **training.extraction,
@@ -301,8 +306,7 @@ _OF_LEARNING = tuple(
 def _trained(arguments: argparse.Namespace) -> tuple[torch.nn.Module, train.Training]:
     """The network of a file of weights, made as the config.json beside it has it, where there is one."""
     path = Path(arguments.weights)
-    beside = path.parent / "config.json"
-    settings = options.read(beside) if beside.exists() else {}
+    settings, beside = _beside(path)
     network = options.replace(Network(), settings.get("network", {}), str(beside))
     training = options.replace(train.Training(), settings.get("training", {}), str(beside))
     network = options.from_arguments(network, argparse.Namespace(**_without_weights(arguments)))
@@ -312,6 +316,23 @@ def _trained(arguments: argparse.Namespace) -> tuple[torch.nn.Module, train.Trai
     print(loaded)
     encoder.to(train.device_of(training.device))
     return encoder.eval(), training
+
+
+def _beside(weights: Path) -> tuple[dict[str, Any], Path]:
+    """The settings of the run that a file of weights is of, if they are there, and where."""
+    path = weights.parent / "config.json"
+    return options.read(path) if path.exists() else {}, path
+
+
+def _distances(encoder: torch.nn.Module, weights: Path) -> evaluation.Distances | None:
+    """SCL's test distances, for a network with stripes."""
+    if not isinstance(encoder, models.StripeEncoder):
+        return None
+    settings, path = _beside(weights)
+    config = SCL.Config(global_weight=float(encoder.global_weight))
+    if settings.get("method_name") == "scl":
+        config = options.replace(config, settings.get("method", {}), str(path))
+    return SCL(encoder, config).distances
 
 
 def _without_weights(arguments: argparse.Namespace) -> dict[str, Any]:

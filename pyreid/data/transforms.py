@@ -74,14 +74,15 @@ class View:
 _VIEWS: dict[str, dict[str, float]] = {
     "strong": {"pad": 10, "flip": 0.5, "blur": 0.5, "erase": 0.6},
     "standard": {"pad": 10, "flip": 0.5, "erase": 0.5},
+    "mirrored": {"flip": 0.5},
     "weak": {},
     "plain": {},
 }
 
 
 def make(name: str, height: int, width: int) -> View:
-    """The view that is called `name`: "strong" and "weak" (ICE), "standard" (SpCL, Cluster Contrast) or
-    "plain" (what is evaluated: resized and normalised, as "weak" is)."""
+    """The view that is called `name`: "strong" and "weak" (ICE), "standard" (SpCL, Cluster Contrast),
+    "mirrored" (SCL) or "plain" (what is evaluated: resized and normalised, as "weak" is)."""
     if name not in _VIEWS:
         raise ValueError(f"make: name must be one of {', '.join(_VIEWS)}, got {name!r}")
     if height < 1 or width < 1:

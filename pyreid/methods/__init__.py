@@ -4,7 +4,8 @@ from typing import Any
 
 from pyreid.methods.cluster_contrast import ClusterContrast
 from pyreid.methods.ice import ICE
+from pyreid.methods.scl import SCL
 
-METHODS: dict[str, Any] = {"ice": ICE, "cluster-contrast": ClusterContrast}
+METHODS: dict[str, Any] = {"ice": ICE, "cluster-contrast": ClusterContrast, "scl": SCL}
 
-__all__ = ["ICE", "METHODS", "ClusterContrast"]
+__all__ = ["ICE", "METHODS", "SCL", "ClusterContrast"]

@@ -5,21 +5,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from pyreid import ops
-from pyreid.options import option
-
-T = TypeVar("T", bound="Clustering")
+from pyreid.options import Presets, option
 
 
 @dataclass(frozen=True)
-class Clustering:
+class Clustering(Presets):
     """Options of the clustering. A method's Config begins with them and adds its own."""
-
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # by data set: what differs from the defaults
 
     variant: Literal[
         "spcl", "openunreid", "zhong", "mmt", "jvtc", "strong-baseline", "ca-jaccard"
@@ -45,14 +41,6 @@ class Clustering:
         for name in ("k1", "k2", "min_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Config: {name} must be at least 1, got {getattr(self, name)}")
-
-    @classmethod
-    def preset(cls: type[T], name: str) -> T:
-        """The values that were published for a data set."""
-        if name not in cls.presets:
-            known = ", ".join(cls.presets)
-            raise ValueError(f"Config.preset: name must be one of {known}, got {name!r}")
-        return cls(**cls.presets[name])
 
 
 class Clusters(NamedTuple):

@@ -2,7 +2,7 @@
 
 from pyreid.models.build import build_encoder
 from pyreid.models.checkpoints import Loaded, load_weights, save_weights
-from pyreid.models.encoder import Encoder
+from pyreid.models.encoder import Encoder, StripeEncoder
 from pyreid.models.ghost_norm import GhostBatchNorm, ghost_
 from pyreid.models.teacher import Teacher
 
@@ -10,6 +10,7 @@ __all__ = [
     "Encoder",
     "GhostBatchNorm",
     "Loaded",
+    "StripeEncoder",
     "Teacher",
     "build_encoder",
     "ghost_",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pyreid.models.checkpoints import load_state, load_weights
-from pyreid.models.encoder import Encoder
+from pyreid.models.encoder import Encoder, StripeEncoder
 from pyreid.models.ghost_norm import ghost_
 from pyreid.models.resnet import SHAPES, ResNet, parse_name
 
@@ -35,6 +35,8 @@ def build_encoder(
     *,
     pooling: str = "average",
     embedding: int = 0,
+    stripes: int = 0,
+    stripe_embedding: int = 256,
     last_stride: int = 1,
     norm_group: int | None = None,
     weights: str | Path | None = None,
@@ -50,6 +52,8 @@ def build_encoder(
             timm; or a module that maps images to (B, C, h, w) maps or (B, C) features.
         pooling: "average" or "gem". A model of timm that pools in its own way does so with "average".
         embedding: width of a Linear before the neck; 0 for none.
+        stripes: horizontal stripes that have a head each, `stripe_embedding` wide, beside the one of the
+            whole image: a `StripeEncoder`, as SCL has it. Its backbone must give maps. 0 for none.
         last_stride: of the last stage; 1 keeps its map at H / 16 x W / 16. For names of ResNets only.
         norm_group: batch norm in training takes the statistics of so many consecutive images at a time.
         weights: a file, as for `load_weights`; "imagenet", downloaded once by torchvision's or timm's rules;
@@ -75,7 +79,17 @@ def build_encoder(
             f"build_encoder: name must be one of {', '.join(SHAPES)}, with or without _ibn_a or _ibn_b, "
             f"or timm:NAME, got {name!r}"
         )
-    encoder = Encoder(backbone, channels, pooling=pooling, embedding=embedding)
+    if stripes:
+        encoder: Encoder = StripeEncoder(
+            backbone,
+            channels,
+            stripes=stripes,
+            stripe_embedding=stripe_embedding,
+            pooling=pooling,
+            embedding=embedding,
+        )
+    else:
+        encoder = Encoder(backbone, channels, pooling=pooling, embedding=embedding)
     if weights == "imagenet":
         if isinstance(name, nn.Module) or name.startswith("small"):
             raise ValueError(f'build_encoder: weights="imagenet" do not exist for {_shown(name)}')

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from pyreid import files
-from pyreid.models.encoder import Encoder, GeM
+from pyreid.models.encoder import Encoder, GeM, StripeEncoder
 from pyreid.models.teacher import Teacher
 
 # Where each layout keeps what the encoder has; the first prefix that fits renames a tensor.
@@ -52,6 +52,7 @@ _LAYOUTS: dict[str, dict[str, str]] = {
         "CNN.": "backbone.",
         "avg_pooling.embeding.": "embedding.",
         "avg_pooling.embeding_bn.": "neck.",
+        "local_pooling.local_conv_list.": "stripes.",
     },
 }
 _SYSTEMS = {
@@ -209,14 +210,21 @@ def _has_head_of(
     if not any(name.startswith("neck.") for name in state):
         return True
     width = len(state["embedding.weight"]) if "embedding.weight" in state else 0
-    own_width = encoder.dim if isinstance(encoder.embedding, nn.Linear) else 0
+    own_width = encoder.embedding.out_features if isinstance(encoder.embedding, nn.Linear) else 0
     pooling = "gem" if "pool.p" in state else "average"
     own_pooling = "gem" if isinstance(encoder.pool, GeM) else "average"
+    own_stripes = len(encoder.parts) - 1 if isinstance(encoder, StripeEncoder) else 0
+    stripes = len({name.split(".")[1] for name in state if name.startswith("stripes.")})
+    if own_stripes and stripes not in (0, own_stripes):
+        raise ValueError(
+            f"{source}: stripes must be {stripes}, as the file has them, got {own_stripes} "
+            "(head=False loads the backbone alone)"
+        )
     if (width, pooling) == (own_width, own_pooling):
         return True
     if (
-        layout == "scl"
-    ):  # an encoder cannot have the stripes beside this head, and may do without both
+        layout == "scl" and not own_stripes
+    ):  # it cannot have all of the heads, and may do without any
         return False
     option, file_has, own_has = (
         ("embedding", width, own_width) if width != own_width else ("pooling", pooling, own_pooling)

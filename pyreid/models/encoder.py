@@ -1,9 +1,10 @@
-"""From images to features: a backbone, pooling, an optional embedding, and the neck."""
+"""From images to features: a backbone, pooling, an optional embedding, and the neck; stripes beside it."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.functional import normalize
 
 
 class Encoder(nn.Module):
@@ -39,8 +40,77 @@ class Encoder(nn.Module):
         features = self.backbone(images)
         if features.dim() == 4:
             features = self.pool(features)
+        return self._head(features)
+
+    def _head(self, features: torch.Tensor) -> torch.Tensor:
         # Batch norm of half-precision features, under autocast, would return half precision.
         return self.neck(self.embedding(features).to(self.neck.weight.dtype))
+
+
+class StripeEncoder(Encoder):
+    """Images -> (B, `dim`) features in `parts`: a global head, then one for each horizontal stripe (SCL).
+
+    In training, the output of the heads as it is. In evaluation each part has unit length, times the root of
+    its weight: `global_weight`, and for each of S stripes (1 - global_weight) / S. So rows have unit length,
+    and their dot product is the weighted mean of the parts' cosines.
+
+    Besides images, (B, T, 3, H, W) clips of T frames, whose pooled vectors are averaged before the heads.
+
+    The parts of an `Encoder`, its neck's bias learned, and
+        stripes: for each a Linear and a batch norm, of the mean over h // S rows of the map. Rows that are
+            left over at the bottom belong to none.
+        global_weight: () buffer; it is kept with the weights.
+    """
+
+    global_weight: torch.Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        channels: int,
+        *,
+        stripes: int,
+        stripe_embedding: int,
+        pooling: str = "average",
+        embedding: int = 0,
+    ):
+        super().__init__(backbone, channels, pooling=pooling, embedding=embedding)
+        for name, value in (("stripes", stripes), ("stripe_embedding", stripe_embedding)):
+            if value < 1:
+                raise ValueError(f"StripeEncoder: {name} must be at least 1, got {value}")
+        self.neck.bias.requires_grad_(True)
+        self.stripes = nn.ModuleList(
+            nn.Sequential(nn.Linear(channels, stripe_embedding), nn.BatchNorm1d(stripe_embedding))
+            for _ in range(stripes)
+        )
+        self.parts = (self.dim, *[stripe_embedding] * stripes)
+        self.dim = sum(self.parts)
+        self.register_buffer("global_weight", torch.tensor(0.5))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        clips = images.shape[:-3]  # (B,) or (B, T)
+        maps = self.backbone(images.flatten(0, -4))
+        count = len(self.stripes)
+        if maps.dim() != 4 or maps.shape[2] < count:
+            raise ValueError(
+                f"StripeEncoder: the backbone must give maps of at least {count} rows, one for each stripe, "
+                f"got {tuple(maps.shape)}"
+            )
+        rows = maps.shape[2] // count
+        bands = maps[:, :, : rows * count].unflatten(2, (count, rows))
+        pooled = torch.cat([self.pool(maps)[:, None], bands.mean((3, 4), dtype=_wide(maps)).mT], 1)
+        pooled = pooled.unflatten(0, clips)
+        if len(clips) > 1:
+            pooled = pooled.mean(dim=1)
+        parts = [self._head(pooled[:, 0])]
+        for place, stripe in enumerate(self.stripes, 1):
+            linear, norm = stripe.children()
+            parts.append(norm(linear(pooled[:, place]).to(self.neck.weight.dtype)))
+        if not self.training:
+            share = (1 - self.global_weight) / count
+            weights = [self.global_weight, *[share] * count]
+            parts = [normalize(p) * w.sqrt() for p, w in zip(parts, weights, strict=True)]
+        return torch.cat(parts, dim=1)
 
 
 class Average(nn.Module):

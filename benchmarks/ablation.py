@@ -38,6 +38,7 @@ TRAINING = train.Training(
     batch_size=32,
     learning_rate=2e-3,
     warmup_epochs=2,
+    step_size=15,  # without it, Cluster Contrast falls apart at the end
     height=PEOPLE.height,
     width=PEOPLE.width,
     device="cpu",

@@ -129,10 +129,8 @@ def dataset(arguments: argparse.Namespace) -> Iterator[ReidData]:
     drawn = people.People(test_ids=1, height=arguments.height, width=arguments.width)
     ids = have = 0
     while have < arguments.images:
-        ids, have = (
-            ids + 1,
-            have + drawn.images * len(capture.visits(0, 2 * ids + 1, drawn.cameras)),
-        )
+        have += drawn.images * len(capture.visits(drawn.seed, 2 * ids + 1, drawn.cameras))
+        ids += 1
     with tempfile.TemporaryDirectory() as place:
         people.write_market(Path(place, "people"), drawn, ids=ids, workers=arguments.workers)
         data = open_data(Path(place, "people"))
@@ -418,4 +416,7 @@ def size(count: int | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"cost: {error}")

@@ -19,12 +19,21 @@ class Progress:
         label: what is being done.
         total: how many units there are, where that is known.
         unit: what one is called.
+        done: how many were done before.
         quiet: says nothing, as every process but the first does.
     """
 
-    def __init__(self, label: str, total: int | None = None, *, unit: str = "", quiet=False):
+    def __init__(
+        self,
+        label: str,
+        total: int | None = None,
+        *,
+        unit: str = "",
+        done: int = 0,
+        quiet: bool = False,
+    ):
         self.label, self.total, self.unit = label, total, unit
-        self.done = 0
+        self.done = self._before = done
         self._bar: Any = None
         self._quiet = quiet or distributed.rank() > 0
         self._start = self._told = time.monotonic()
@@ -37,6 +46,7 @@ class Progress:
                 return self
             self._bar = tqdm(
                 total=self.total,
+                initial=self.done,
                 desc=self.label,
                 unit=f" {self.unit}" if self.unit else "it",
                 leave=False,
@@ -63,8 +73,9 @@ class Progress:
         of = f" of {self.total}" if self.total is not None else ""
         values = "".join(f", {name} {_short(value)}" for name, value in shown.items())
         left = ""
-        if self.total and self.done:
-            left = f", {(now - self._start) / self.done * (self.total - self.done):.0f} s left"
+        if self.total and self.done > self._before:
+            each = (now - self._start) / (self.done - self._before)
+            left = f", {each * (self.total - self.done):.0f} s left"
         self.say(
             f"{self.label}: {self.done}{of}{' ' + self.unit if self.unit else ''}{left}{values}"
         )

@@ -185,13 +185,18 @@ def fit(
     """
     run = _Run(_method(method, encoder), _data(data), training, output, settings or {})
     run.begin(resume)
-    with _interruptible() as interrupted:
-        while run.epoch < run.training.epochs and not interrupted():
+    epochs = run.training.epochs
+    with (
+        _interruptible() as interrupted,
+        Progress("training", epochs, unit="epochs", done=run.epoch) as bar,
+    ):
+        while run.epoch < epochs and not interrupted():
             if run.labels is None:
                 run.label()
             run.train(interrupted)
             if run.step == run.training.steps:
-                run.end_epoch()
+                bar.say(run.end_epoch())
+                bar.advance()
             else:
                 run.save()
     stopped = run.epoch < run.training.epochs
@@ -315,8 +320,7 @@ class _Run:
             moment = now
 
         label = f"epoch {self.epoch + 1} of {training.epochs}"
-        with Progress(label, training.steps, unit="steps") as progress:
-            progress.done = self.step
+        with Progress(label, training.steps, unit="steps", done=self.step) as progress:
             for batch in self.batches():
                 batch = batch.to(self.device)
                 spent("data")
@@ -394,7 +398,7 @@ class _Run:
 
     # --- line 4
 
-    def end_epoch(self) -> None:
+    def end_epoch(self) -> str:
         sums = self.entry["losses"].items()
         losses = {name: total / self.training.steps for name, total in sums}
         if not np.isfinite(sum(losses.values())):
@@ -411,9 +415,10 @@ class _Run:
         if self.evaluates and (last or done % self.training.evaluate_every == 0):
             self.evaluate()
         self.history.append(self.entry)
-        self.tell()
+        line = self.line()
         self.epoch, self.step, self.labels, self.entry = self.epoch + 1, 0, None, {}
         self.save()
+        return line
 
     @property
     def evaluates(self) -> bool:
@@ -441,7 +446,8 @@ class _Run:
             if self.output is not None and distributed.rank() == 0:
                 save_weights(self.method.inference, self.output / "best.pt")
 
-    def tell(self) -> None:
+    def line(self) -> str:
+        """The entry of this epoch, for people to read."""
         clusters, found = self.entry["clusters"], self.entry.get("evaluation", {})
         loss, seconds = (sum(self.entry[part].values()) for part in ("losses", "seconds"))
         precision = clusters.get("pair_precision")
@@ -452,11 +458,10 @@ class _Run:
         ranking = ""
         if found.get("mAP") is not None:
             ranking = f", mAP {found['mAP']:.1%}, rank-1 {found['rank1']:.1%}"
-        with Progress("") as progress:
-            progress.say(
-                f"epoch {self.entry['epoch']:3} of {self.training.epochs}: "
-                f"{grouped}loss {loss:.3f}{ranking}, {seconds:.1f} s"
-            )
+        return (
+            f"epoch {self.entry['epoch']:3} of {self.training.epochs}: "
+            f"{grouped}loss {loss:.3f}{ranking}, {seconds:.1f} s"
+        )
 
     # --- what stays on disk
 

@@ -24,6 +24,7 @@ TRAINING = train.Training(
     height=PEOPLE.height,
     width=PEOPLE.width,
     evaluate_every=5,
+    channels_last=True,  # faster, on a CPU
 )
 
 

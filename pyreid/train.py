@@ -173,8 +173,9 @@ def fit(
     Args:
         method: a name ("ice", "cluster-contrast", "scl"), a method's Config, or a method itself.
         encoder: any module that maps (B, 3, H, W) images to (B, D) features; None where `method` has one.
-        data: a ReidData, an Images, or any map-style dataset of (image, id, camera). The ids of training
-            images are used for nothing but to report how good the labels are.
+        data: a ReidData, an Images (Tracklets are, for encoders of clips), or any map-style dataset of
+            (image, id, camera). The ids of training images are used for nothing but to report how good the
+            labels are.
         training: how long, how fast, on what; by default as the method's paper has it.
         output: a folder for checkpoint.pt (all that is needed to go on), last.pt and best.pt (weights of
             the encoder), labels.csv, metrics.jsonl and config.json.

@@ -105,9 +105,10 @@ def test_batches_of_clips():
     assert torch.equal(again.views[0], found[1].views[0])
 
 
-def test_extraction_takes_all_frames():
+@pytest.mark.parametrize("stripes", [0, 2])
+def test_extraction_takes_all_frames(stripes):
     torch.manual_seed(0)
-    encoder = build_encoder("small", embedding=8, stripes=2, stripe_embedding=4)
+    encoder = build_encoder("small", embedding=8, stripes=stripes, stripe_embedding=4)
     encoder(torch.randn(8, 3, 32, 16))
     rng = np.random.default_rng(0)
     frames = ImageArrays(rng.integers(0, 255, (9, 32, 16, 3), dtype=np.uint8))
@@ -122,6 +123,10 @@ def test_extraction_takes_all_frames():
                 mirrored = [encoder(views[rows].flip(3)[None]) for rows in tracklets.members]
                 expected = [(a + b) / 2 for a, b in zip(expected, mirrored, strict=True)]
         torch.testing.assert_close(found, normalize(torch.cat(expected)))
+    maps = encoder.backbone(views[:5]).mean((0, 2, 3))
+    whole = encoder.neck(encoder.embedding(maps[None]))[0]
+    alike = torch.cosine_similarity(whole, encoder(views[None, :5])[0, :8], dim=0)
+    assert alike.item() == pytest.approx(1, abs=1e-5)  # averaged before the head
 
 
 # --- layouts --------------------------------------------------------------------------------------

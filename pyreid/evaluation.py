@@ -24,6 +24,7 @@ Distances = Callable[..., Mapping[str, torch.Tensor]]
 _AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SHOWN_RANKS = (1, 5, 10)
 _MOST_FRAMES = 900  # of a tracklet
+_DISTANCES = 2**26  # between queries and gallery, held at a time
 
 
 @torch.no_grad()
@@ -278,10 +279,15 @@ def evaluate(
         distance = ops.rerank(query_features, gallery_features, k1, k2, lambda_value)
         reranked = ranked(every, every, max_rank, distance)
 
-    own: Mapping[str, torch.Tensor] = {}
+    parts: dict[str, list[ops.Ranking]] = {}
     if distances is not None:
-        own = distances(query_features, gallery_features, *seen_by)
-    by_distance = {name: ranked(every, every, max_rank, found) for name, found in own.items()}
+        some = max(_DISTANCES // max(len(gallery), 1), 1)  # queries at a time
+        for first in range(0, len(query), some):
+            block = slice(first, first + some)
+            own = distances(query_features[block], gallery_features, seen_by[0][block], seen_by[1])
+            for name, found in own.items():
+                parts.setdefault(name, []).append(ranked(block, every, max_rank, found))
+    by_distance = {name: _joined(found) for name, found in parts.items()}
 
     cameras = np.union1d(query.cameras, gallery.cameras)
     rows_of = [torch.from_numpy(np.flatnonzero(query.cameras == c)).to(device) for c in cameras]
@@ -302,6 +308,21 @@ def evaluate(
             pairs.mAP[i, j], pairs.rank1[i, j] = found.mAP, found.cmc[0]
             pairs.valid[i, j] = int(found.valid.sum())
     return Evaluation(ranking, reranked, pairs, same_camera, by_distance)
+
+
+def _joined(parts: Sequence[ops.Ranking]) -> ops.Ranking:
+    """The ranking of all queries from those of some at a time."""
+    valid = torch.cat([part.valid for part in parts])
+    total = int(valid.sum())
+
+    def mean(name: str) -> Any:
+        if not total:
+            return getattr(parts[0], name)
+        weighted = ((int(part.valid.sum()), getattr(part, name)) for part in parts)
+        return sum(count * value for count, value in weighted if count) / total
+
+    ap = torch.cat([part.ap for part in parts])
+    return ops.Ranking(mean("cmc"), mean("mAP"), mean("mINP"), ap, valid)
 
 
 def extract_data(

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from pyreid import distributed, ops
-from pyreid.data import Images, ReidData
+from pyreid.data import Frames, Images, ReidData, Tracklets
 from pyreid.data.batches import images_in_order
 from pyreid.data.transforms import make
 from pyreid.progress import Progress
@@ -23,6 +23,8 @@ Distances = Callable[..., Mapping[str, torch.Tensor]]
 
 _AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SHOWN_RANKS = (1, 5, 10)
+_MOST_FRAMES = 900  # of a tracklet
+_DISTANCES = 2**26  # between queries and gallery, held at a time
 
 
 @torch.no_grad()
@@ -44,9 +46,10 @@ def extract(
     Under torch.distributed every process calls this, encodes its share, and gets all rows.
 
     Args:
-        encoder: maps (B, 3, height, width) to (B, D). It is in eval mode meanwhile; afterwards each of its
-            modules is in the mode it was in.
-        images: resized and normalised, nothing else.
+        encoder: maps (B, 3, height, width) to (B, D), and (1, T, 3, height, width), for Tracklets, to (1, D).
+            It is in eval mode meanwhile; afterwards each of its modules is in the mode it was in.
+        images: resized and normalised, nothing else. Of a tracklet all frames take part, of very long ones
+            900.
         flip: the mean of the features of an image and of its mirror image. Takes twice as long.
         device: where images are sent. Default: where the encoder's parameters are.
         workers: processes that load images; 0: this one does.
@@ -66,9 +69,12 @@ def extract(
     share = distributed.share(len(images))
     # A process without a share encodes an image all the same: it must know D when rows are gathered.
     rows = share or range(1)
+    transform: Any = make("plain", height, width)
+    if isinstance(images, Tracklets):  # of any lengths: one after another
+        transform, batch_size = Frames(transform, _MOST_FRAMES, exactly=False), 1
     loaded = images_in_order(
         images.select(np.arange(rows.start, rows.stop)),
-        transform=make("plain", height, width),
+        transform=transform,
         batch_size=batch_size,
         workers=workers,
     )
@@ -83,7 +89,7 @@ def extract(
             with autocast:
                 features = _encoded(encoder, batch)
                 if flip:
-                    features = (features + _encoded(encoder, batch.flip(3))) / 2
+                    features = (features + _encoded(encoder, batch.flip(-1))) / 2
             parts.append(normalize(features))
             bar.advance(len(batch))
     features = distributed.gather_rows(torch.cat(parts)[: len(share)])
@@ -273,10 +279,15 @@ def evaluate(
         distance = ops.rerank(query_features, gallery_features, k1, k2, lambda_value)
         reranked = ranked(every, every, max_rank, distance)
 
-    own: Mapping[str, torch.Tensor] = {}
+    parts: dict[str, list[ops.Ranking]] = {}
     if distances is not None:
-        own = distances(query_features, gallery_features, *seen_by)
-    by_distance = {name: ranked(every, every, max_rank, found) for name, found in own.items()}
+        some = max(_DISTANCES // max(len(gallery), 1), 1)  # queries at a time
+        for first in range(0, len(query), some):
+            block = slice(first, first + some)
+            own = distances(query_features[block], gallery_features, seen_by[0][block], seen_by[1])
+            for name, found in own.items():
+                parts.setdefault(name, []).append(ranked(block, every, max_rank, found))
+    by_distance = {name: _joined(found) for name, found in parts.items()}
 
     cameras = np.union1d(query.cameras, gallery.cameras)
     rows_of = [torch.from_numpy(np.flatnonzero(query.cameras == c)).to(device) for c in cameras]
@@ -297,6 +308,21 @@ def evaluate(
             pairs.mAP[i, j], pairs.rank1[i, j] = found.mAP, found.cmc[0]
             pairs.valid[i, j] = int(found.valid.sum())
     return Evaluation(ranking, reranked, pairs, same_camera, by_distance)
+
+
+def _joined(parts: Sequence[ops.Ranking]) -> ops.Ranking:
+    """The ranking of all queries from those of some at a time."""
+    valid = torch.cat([part.valid for part in parts])
+    total = int(valid.sum())
+
+    def mean(name: str) -> Any:
+        if not total:
+            return getattr(parts[0], name)
+        weighted = ((int(part.valid.sum()), getattr(part, name)) for part in parts)
+        return sum(count * value for count, value in weighted if count) / total
+
+    ap = torch.cat([part.ap for part in parts])
+    return ops.Ranking(mean("cmc"), mean("mAP"), mean("mINP"), ap, valid)
 
 
 def extract_data(

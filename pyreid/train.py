@@ -28,7 +28,16 @@ import numpy as np
 import torch
 
 from pyreid import distributed, files, options
-from pyreid.data import Batch, Images, ReidData, as_images, batches, transforms
+from pyreid.data import (
+    Batch,
+    Frames,
+    Images,
+    ReidData,
+    Tracklets,
+    as_images,
+    batches,
+    transforms,
+)
 from pyreid.evaluation import Evaluation, cluster_quality, evaluate_data, extract
 from pyreid.methods import METHODS
 from pyreid.models import save_weights
@@ -65,6 +74,7 @@ class Training:
     gamma: float = option(0.1, "what the step size is multiplied by every step_size epochs")
     height: int = option(256, "of the images, in pixels")
     width: int = option(128, "of the images, in pixels")
+    frames: int = option(4, "random frames of a tracklet in a view of it")
     seed: int = option(1, "of everything that is random")
     precision: Literal["float32", "bfloat16", "float16"] = option(
         "float32", "of the networks' forward and backward passes; the losses are float32 always"
@@ -84,7 +94,7 @@ class Training:
         if self.precision not in _DTYPES:
             names = ", ".join(_DTYPES)
             raise ValueError(f"fit: precision must be one of {names}, got {self.precision!r}")
-        for name in ("epochs", "steps", "batch_size", "height", "width", "test_batch"):
+        for name in ("epochs", "steps", "batch_size", "height", "width", "frames", "test_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"fit: {name} must be at least 1, got {getattr(self, name)}")
         for name in ("workers", "evaluate_every", "keep_every", "warmup_epochs", "weight_decay"):
@@ -172,8 +182,9 @@ def fit(
     Args:
         method: a name ("ice", "cluster-contrast", "scl"), a method's Config, or a method itself.
         encoder: any module that maps (B, 3, H, W) images to (B, D) features; None where `method` has one.
-        data: a ReidData, an Images, or any map-style dataset of (image, id, camera). The ids of training
-            images are used for nothing but to report how good the labels are.
+        data: a ReidData, an Images (Tracklets are, for encoders of clips), or any map-style dataset of
+            (image, id, camera). The ids of training images are used for nothing but to report how good the
+            labels are.
         training: how long, how fast, on what; by default as the method's paper has it.
         output: a folder for checkpoint.pt (all that is needed to go on), last.pt and best.pt (weights of
             the encoder), labels.csv, metrics.jsonl and config.json.
@@ -371,7 +382,11 @@ class _Run:
                 f"fit: epoch {self.epoch + 1} cannot be trained on its {clusters} clusters: {error}"
             ) from None
         share = distributed.share(training.batch_size)
-        views = [transforms.make(name, training.height, training.width) for name in method.views]
+        views: list[Any] = [
+            transforms.make(name, training.height, training.width) for name in method.views
+        ]
+        if isinstance(self.images, Tracklets):
+            views = [Frames(view, training.frames) for view in views]
         for batch in batches(
             self.images,
             [rows[share.start : share.stop] for rows in steps],
@@ -385,7 +400,7 @@ class _Run:
             pin_memory=self.on_cuda and training.workers > 0,
         ):
             self.entry["skipped"] = self.entry.get("skipped", 0) + len(batch.skipped)
-            if training.channels_last:
+            if training.channels_last and batch.views[0].dim() == 4:
                 nhwc = (view.contiguous(memory_format=torch.channels_last) for view in batch.views)
                 batch = dataclasses.replace(batch, views=tuple(nhwc))
             yield batch

@@ -368,7 +368,7 @@ def test_several_data_sets(tmp_path):
         f"  {tmp_path}/market1501  (market1501)\n"
         f"  {tmp_path}/msmt17/MSMT17_V2  (msmt17)"
     )
-    for name in PUBLISHED:
+    for name in ("market1501", "dukemtmc-reid", "msmt17"):
         assert quietly(tmp_path, layout=name).name == name
     assert quietly(tmp_path / "msmt17").name == "msmt17"
 
@@ -402,6 +402,8 @@ def test_half_unpacked_market(tmp_path):
         '  Market-1501    the project page of its authors ("Scalable Person Re-identification: A Benchmark")',
         "  DukeMTMC-reID  withdrawn by its authors; it is no longer given out",
         '  MSMT17         on request from its authors ("Person Transfer GAN to Bridge Domain Gap")',
+        '  MARS           the project page of its authors ("MARS: A Video Benchmark ...")',
+        "  DukeMTMC-VideoReID  withdrawn, as DukeMTMC-reID",
     ]
 
 
@@ -422,8 +424,9 @@ def test_half_unpacked_msmt17(tmp_path):
 
 
 LOOKED = (
-    "looked for bounding_box_train, query, bounding_box_test (Market-1501, DukeMTMC-reID) and list_train.txt "
-    "with train or mask_train_v2 (MSMT17)"
+    "looked for bounding_box_train, query, bounding_box_test (Market-1501, DukeMTMC-reID), list_train.txt "
+    "with train or mask_train_v2 (MSMT17), bbox_train (MARS) and train, query, gallery with tracklets "
+    "(DukeMTMC-VideoReID)"
 )
 
 
@@ -454,7 +457,8 @@ def test_nothing_there(tmp_path):
         f"open_data: there is no market1501 in {tmp_path} or up to 2 levels below: looked for "
     )
     assert refused(lambda: open_data(tmp_path, layout="viper")) == (
-        "open_data: layout must be one of auto, market1501, dukemtmc-reid, msmt17, got 'viper'"
+        "open_data: layout must be one of auto, market1501, dukemtmc-reid, msmt17, mars, dukemtmc-videoreid, "
+        "got 'viper'"
     )
 
 

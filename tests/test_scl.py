@@ -621,7 +621,9 @@ def test_distances_of_the_released_evaluation():
     torch.testing.assert_close(found, expected + 0.05 * same, rtol=0, atol=1e-3)
 
 
-def test_both_test_distances_are_reported():
+@pytest.mark.parametrize("held", [2**26, 100])
+def test_both_test_distances_are_reported(held, monkeypatch):
+    monkeypatch.setattr(evaluation, "_DISTANCES", held)
     images, cameras = world()
     method, _ = labelled(Config(**SMALL, test_camera_weight=0.4))
     with torch.no_grad():
@@ -646,7 +648,11 @@ def test_both_test_distances_are_reported():
             gallery_cameras=seen_by[rest],
             distance=distance.numpy(),
         )
-        assert found.by_distance[name].mAP == pytest.approx(expected[1], abs=1e-6)
+        own = found.by_distance[name]
+        np.testing.assert_allclose(own.cmc, expected[0], atol=1e-6)
+        assert (own.mAP, own.mINP) == pytest.approx(expected[1:3], abs=1e-6)
+        np.testing.assert_allclose(own.ap, expected[3], atol=1e-6)
+        assert own.valid.tolist() == expected[4].tolist()
     rankings = [values["mAP"] for _, values, _ in evaluation.lines_of({"SCL": found})]
     assert len({round(value, 6) for value in rankings}) == 3
     lines = found.summary().splitlines()

@@ -268,6 +268,7 @@ def _report(
         encoder, data, progress=True, flip=training.flip, **training.extraction
     )
     if distributed.rank() == 0:
+        data = data.stills()
         if not results and data.query and data.gallery:
             found = evaluation.evaluate(
                 features["query"],
@@ -346,13 +347,18 @@ def _add_data(parser: argparse.ArgumentParser, *, required: bool) -> None:
     group = parser.add_argument_group("images, one of")
     several = group.add_mutually_exclusive_group(required=required)
     several.add_argument(
-        "--data", metavar="DIR", help="Market-1501, DukeMTMC-reID or MSMT17, as unpacked"
+        "--data",
+        metavar="DIR",
+        help="Market-1501, DukeMTMC-reID, MSMT17, MARS or others, as unpacked",
     )
     several.add_argument(
         "--images", metavar="DIR", help="a folder of crops of people, no ids needed"
     )
     several.add_argument("--csv", metavar="FILE", help="a table with the columns path, id, camera")
     several.add_argument("--people", type=int, metavar="N", help="N made-up people to train on")
+    group.add_argument(
+        "--tracklets", action="store_true", help="with --people: four frames of each at a time"
+    )
     group.add_argument(
         "--camera-pattern", metavar="REGEX", help="with --images: its group is the camera in a path"
     )
@@ -372,7 +378,9 @@ def _source(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--camera-pattern and --id-pattern: only with --images")
     for kind in ("data", "images", "csv", "people"):
         if (value := getattr(arguments, kind)) is not None:
-            return {kind: value if kind == "people" else os.path.abspath(value), **patterns}
+            if kind == "people":
+                return {kind: value, **({"tracklets": True} if arguments.tracklets else {})}
+            return {kind: os.path.abspath(value), **patterns}
     return {}
 
 
@@ -389,7 +397,10 @@ def _open(source: dict[str, Any], training: train.Training) -> ReidData:
             camera=source.get("camera_pattern"),
             identity=source.get("id_pattern"),
         )
-    return people.people_data(ids=source["people"], height=training.height, width=training.width)
+    size = {"ids": source["people"], "height": training.height, "width": training.width}
+    if source.get("tracklets"):
+        return people.people_tracklets(**size)
+    return people.people_data(**size)
 
 
 def _synth(argv: list[str]) -> int:

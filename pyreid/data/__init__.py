@@ -17,15 +17,19 @@ from pyreid.data.images import (
 )
 from pyreid.data.layouts import LAYOUTS, open_csv, open_data, open_folder
 from pyreid.data.samplers import camera_spread, multiple_gallery, shuffled
+from pyreid.data.tracklets import Clip, Frames, Tracklets
 
 __all__ = [
     "LAYOUTS",
     "Batch",
+    "Clip",
+    "Frames",
     "ImageArrays",
     "ImageError",
     "ImageFiles",
     "Images",
     "ReidData",
+    "Tracklets",
     "as_images",
     "batches",
     "camera_spread",

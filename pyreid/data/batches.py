@@ -173,6 +173,8 @@ class _Loader(torch.utils.data.Dataset):
                 torch.default_generator.manual_seed(int(seeds[slot * count + k]))
                 try:
                     views[k].append(transform(picture))
+                except ImageError:  # a frame of a tracklet
+                    raise
                 except Exception as error:
                     raise _TransformError(
                         f"batches: transform {k} failed on {self.images.names[rows[slot]]}: "

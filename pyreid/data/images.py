@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ class Images(torch.utils.data.Dataset):
         cameras: (N,) int64, not negative; 0 to C - 1 over all subsets of a data set. Default: all 0.
     """
 
+    kind = "images"
     names: tuple[str, ...]
     ids: np.ndarray
     cameras: np.ndarray
@@ -70,6 +71,10 @@ class Images(torch.utils.data.Dataset):
         chosen.ids, chosen.cameras = self.ids[rows], self.cameras[rows]
         chosen._places = self._places[rows]
         return chosen
+
+    def stills(self) -> Images:
+        """The same with a single image in each place: for pictures."""
+        return self
 
     def _read(self, row: int) -> Image.Image:
         raise NotImplementedError
@@ -215,9 +220,18 @@ class ReidData:
         subsets = [images for images in (self.query, self.gallery) if images is not None]
         return len({camera for images in subsets for camera in images.cameras.tolist()}) <= 1
 
+    def stills(self) -> ReidData:
+        """The same with a single image in place of each tracklet: for pictures."""
+        train, query, gallery = (
+            None if images is None else images.stills()
+            for images in (self.train, self.query, self.gallery)
+        )
+        assert train is not None
+        return replace(self, train=train, query=query, gallery=gallery)
+
     def summary(self) -> str:
         """A table of the subsets, and where they differ from what was published."""
-        rows = [("subset", "ids", "images", "cameras")]
+        rows = [("subset", "ids", self.train.kind, "cameras")]
         for name, images in self.subsets.items():
             counts, cameras = count(images), len(np.unique(images.cameras))
             ids = f"{counts.ids:,}" if counts.ids else "-"
@@ -238,7 +252,8 @@ class ReidData:
             got = count(images) if images is not None else Counts(0, 0)
             if got != expected:
                 found.append(
-                    f"{self.name}: {name} should have {expected.images:,} images of {expected.ids:,} ids, "
+                    f"{self.name}: {name} should have {expected.images:,} {self.train.kind} of "
+                    f"{expected.ids:,} ids, "
                     f"found {got.images:,} of {got.ids:,}: half unpacked?"
                 )
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import re
 import warnings
@@ -12,11 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyreid import files
 from pyreid.data.images import Counts, ImageFiles, ReidData
+from pyreid.data.tracklets import Tracklets
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
-# Images and ids per subset; junk (id -1) counts as neither, the distractors (id 0) of Market-1501 as both.
+# Ids and images (or tracklets) per subset; junk (id -1) counts as neither, distractors (id 0) as both.
 PUBLISHED = {
     "market1501": {
         "train": Counts(751, 12_936),
@@ -33,13 +36,25 @@ PUBLISHED = {
         "query": Counts(3_060, 11_659),
         "gallery": Counts(3_060, 82_161),
     },
+    "mars": {
+        "train": Counts(625, 8_298),
+        "query": Counts(626, 1_980),
+        "gallery": Counts(622, 9_330),
+    },
+    "dukemtmc-videoreid": {
+        "train": Counts(702, 2_196),
+        "query": Counts(702, 702),
+        "gallery": Counts(1_110, 2_636),
+    },
 }
 LAYOUTS = ("auto", *PUBLISHED)
 
 _WHERE = """where data sets come from (none is downloaded here):
   Market-1501    the project page of its authors ("Scalable Person Re-identification: A Benchmark")
   DukeMTMC-reID  withdrawn by its authors; it is no longer given out
-  MSMT17         on request from its authors ("Person Transfer GAN to Bridge Domain Gap")"""
+  MSMT17         on request from its authors ("Person Transfer GAN to Bridge Domain Gap")
+  MARS           the project page of its authors ("MARS: A Video Benchmark ...")
+  DukeMTMC-VideoReID  withdrawn, as DukeMTMC-reID"""
 
 # Market-1501's layout, which DukeMTMC-reID and repacks of MSMT17 share.
 _MARKET = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
@@ -50,21 +65,35 @@ _LISTS = {"train": ("train", "val"), "query": ("query",), "gallery": ("gallery",
 _LIST_FOLDERS = {"train": ("train", "mask_train_v2"), "test": ("test", "mask_test_v2")}
 _MSMT17_NAME = re.compile(r"\d+_\d+_(\d+)_")  # id, image, camera
 
+# MARS: lists of frames, and tables of tracklets in MATLAB files: first and last line of the list, id, camera.
+_MARS = {"train": "bbox_train", "test": "bbox_test"}
+_MARS_INFO = (
+    *("train_name.txt", "test_name.txt", "tracks_train_info.mat", "tracks_test_info.mat"),
+    "query_IDX.mat",
+)
+# DukeMTMC-VideoReID: id/tracklet/frame below each of three folders; the camera is in the frame's name.
+_DUKE_VIDEO = ("train", "query", "gallery")
+_DUKE_VIDEO_NAME = re.compile(r"\d+_?C(\d)")
+
 # What people call the folders of published data sets, in lower case and without punctuation.
 _FOLDERS = {
     "market1501": ("market", "market1501", "market1501v150915"),
     "dukemtmc-reid": ("duke", "dukemtmc", "dukemtmcreid"),
     "msmt17": ("msmt", "msmt17", "msmt17v1", "msmt17v2"),
+    "mars": ("mars",),
+    "dukemtmc-videoreid": ("dukevideo", "dukemtmcvideo", "dukemtmcvideoreid"),
 }
 _DEPTH = 2  # from what is given to the data set's folder, as in market1501/Market-1501-v15.09.15
 
 
 class _Rows(NamedTuple):
-    """The images of one subset, before cameras are numbered across subsets."""
+    """The images of one subset, before cameras are numbered across subsets; or its tracklets, with the names
+    of the frames of each."""
 
     names: list[str]
     ids: list[int]
     cameras: list[str]
+    frames: list[list[str]] | None = None
 
 
 class _Found(NamedTuple):
@@ -77,15 +106,17 @@ class _Found(NamedTuple):
 
 def open_data(path: str | os.PathLike[str], *, layout: str = "auto") -> ReidData:
     """The data set at or below `path`: Market-1501, DukeMTMC-reID or MSMT17 as their authors pack them (V1 or
-    V2), anything packed like Market-1501, or a CSV file (`open_csv`).
+    V2), anything packed like Market-1501, or a CSV file (`open_csv`); and, as Tracklets, MARS and
+    DukeMTMC-VideoReID.
 
     `path` is the data set's own folder, or one up to two levels above it (data/ over
     market1501/Market-1501-v15.09.15/). Images are sorted by name; the cameras of all subsets are numbered
     together, from 0; junk keeps id -1, distractors id 0. Training images of MSMT17 are those of its train and
-    val lists.
+    val lists; the gallery of MARS is all test tracklets that are not its queries, but for its junk.
 
     Args:
-        layout: "market1501", "dukemtmc-reid" or "msmt17", to look for this one alone. Default: for any.
+        layout: "market1501", "dukemtmc-reid", "msmt17", "mars" or "dukemtmc-videoreid", to look for this one
+            alone. Default: for any.
 
     Warns where a subset is not of the published size. Raises ValueError, with what was looked for and found,
     where there is no data set, a part of one, or several.
@@ -197,9 +228,18 @@ def _search(folder: Path, depth: int) -> list[_Found]:
         return [_Found(folder, _called(folder), _read_market)]
     if lists or any(images.is_dir() and "mask" in images.name for images in listed):
         return [_Found(folder, "msmt17", _read_msmt17)]
+    if any((folder / name).is_dir() for name in _MARS.values()):
+        return [_Found(folder, "mars", _read_mars)]
+    if all(_has_tracklets(folder / name) for name in _DUKE_VIDEO):
+        return [_Found(folder, "dukemtmc-videoreid", _read_duke_video)]
     if not depth:
         return []
     return [found for below in _folders(folder) for found in _search(below, depth - 1)]
+
+
+def _has_tracklets(folder: Path) -> bool:
+    """Whether there are folders two levels below."""
+    return folder.is_dir() and any(_folders(below) for below in _folders(folder)[:1])
 
 
 def _of_layout(found: list[_Found], layout: str) -> list[_Found]:
@@ -241,8 +281,9 @@ def _nothing(path: Path, layout: str) -> str:
     wanted = "data set" if layout == "auto" else layout
     looked = (
         f"there is no {wanted} in {path} or up to {_DEPTH} levels below: looked for "
-        f"{', '.join(_MARKET.values())} (Market-1501, DukeMTMC-reID) and list_train.txt with train or "
-        "mask_train_v2 (MSMT17)"
+        f"{', '.join(_MARKET.values())} (Market-1501, DukeMTMC-reID), list_train.txt with train or "
+        f"mask_train_v2 (MSMT17), {_MARS['train']} (MARS) and train, query, gallery with tracklets "
+        "(DukeMTMC-VideoReID)"
     )
     images = sum(1 for _ in _walk(str(path)))
     if images:
@@ -325,6 +366,70 @@ def _read_msmt17(folder: Path) -> dict[str, _Rows]:
     return subsets
 
 
+def _read_mars(folder: Path) -> dict[str, _Rows]:
+    info = folder / "info"
+    found = [name for name in _MARS_INFO if (info / name).is_file()]
+    below = [name for name in _MARS.values() if (folder / name).is_dir()]
+    if len(found) < len(_MARS_INFO) or len(below) < len(_MARS):
+        raise ValueError(
+            f"open_data: {folder} is not whole (half unpacked?): looked for {', '.join(_MARS.values())} "
+            f"and, in info, {', '.join(_MARS_INFO)}; found {', '.join([*below, *found])}\n{_WHERE}"
+        )
+    queries = set(_table(info / "query_IDX.mat", 1).ravel().tolist())
+    subsets = {name: _Rows([], [], [], []) for name in ("train", "query", "gallery")}
+    for part, images in _MARS.items():
+        listed = (info / f"{part}_name.txt").read_text().split()
+        path = info / f"tracks_{part}_info.mat"
+        for number, (first, last, known, camera) in enumerate(_table(path, 4).tolist(), 1):
+            if not 1 <= first <= last <= len(listed):
+                raise ValueError(
+                    f"open_data: {path}: row {number} must be of lines 1 to {len(listed)} of "
+                    f"{part}_name.txt, got {first} to {last}"
+                )
+            if known < 0:
+                continue
+            subset = part if part == "train" else "query" if number in queries else "gallery"
+            rows = subsets[subset]
+            frames = [f"{images}/{name[:4]}/{name}" for name in listed[first - 1 : last]]
+            rows.names.append(frames[0])
+            rows.ids.append(known)
+            rows.cameras.append(str(camera))
+            assert rows.frames is not None
+            rows.frames.append(frames)
+    return subsets
+
+
+def _table(path: Path, columns: int) -> np.ndarray:
+    """(N, columns) whole numbers: the only matrix of a MATLAB file."""
+    arrays = [np.asarray(a) for a in files.read(path).values()]
+    tables = [a.reshape(-1, columns) for a in arrays if a.size and a.size % columns == 0]
+    if len(tables) != 1:
+        raise ValueError(f"open_data: {path}: must hold one matrix of {columns} columns")
+    return tables[0].astype(np.int64)
+
+
+def _read_duke_video(folder: Path) -> dict[str, _Rows]:
+    subsets = {}
+    for subset in _DUKE_VIDEO:
+        rows = subsets[subset] = _Rows([], [], [], [])
+        names = _images_below(folder / subset)
+        for tracklet, frames in itertools.groupby(names, lambda name: name.rpartition("/")[0]):
+            first, *others = frames
+            known, _, _ = tracklet.partition("/")
+            match = _DUKE_VIDEO_NAME.match(first.rpartition("/")[2])
+            if not match or not known.isdecimal():
+                raise ValueError(
+                    f"open_data: {folder / subset}: paths must be such as 0001/0003/0001_C6_F0001_X1.jpg, "
+                    f"got {first}"
+                )
+            rows.names.append(f"{subset}/{tracklet}")
+            rows.ids.append(int(known))
+            rows.cameras.append(match[1])
+            assert rows.frames is not None
+            rows.frames.append([f"{subset}/{name}" for name in (first, *others)])
+    return subsets
+
+
 def _read_list(path: Path) -> list[tuple[str, int, str]]:
     """(image, id, camera) of each line."""
     rows = []
@@ -377,13 +482,22 @@ def _images_below(folder: Path) -> list[str]:
 def _numbered(root: Path, rows: dict[str, _Rows]) -> dict[str, Any]:
     """The subsets sorted by name, their cameras numbered together."""
     cameras = _in_order([camera for subset in rows.values() for camera in subset.cameras])
-    subsets, first = {}, 0
+    subsets: dict[str, Any] = {}
+    first = 0
     for name, subset in rows.items():
         order = sorted(range(len(subset.names)), key=subset.names.__getitem__)
         own = cameras[first : first + len(order)]
         first += len(order)
         names = [subset.names[row] for row in order]
-        subsets[name] = ImageFiles(root, names, np.array(subset.ids, np.int64)[order], own[order])
+        ids = np.array(subset.ids, np.int64)[order]
+        if subset.frames is None:
+            subsets[name] = ImageFiles(root, names, ids, own[order])
+            continue
+        frames = [subset.frames[row] for row in order]
+        ends = np.cumsum([len(part) for part in frames])
+        images = ImageFiles(root, [image for part in frames for image in part])
+        spans = np.split(np.arange(len(images)), ends[:-1])
+        subsets[name] = Tracklets(images, spans, names, ids, own[order])
     return subsets
 
 

@@ -10,6 +10,8 @@ from torch.nn.functional import normalize
 class Encoder(nn.Module):
     """(B, 3, H, W) images -> (B, `dim`) features: the output of the neck, not normalised, in both modes.
 
+    Besides images, (B, T, 3, H, W) clips of T frames, whose pooled vectors are averaged.
+
     Parts, in the order they apply:
         backbone: images -> (B, C, h, w) maps, or (B, C) features where it pools by itself.
         pool: maps -> (B, C), in float32 under autocast; nothing for features.
@@ -37,10 +39,10 @@ class Encoder(nn.Module):
         self.neck.bias.requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features = self.backbone(images)
+        features = self.backbone(images.flatten(0, -4))
         if features.dim() == 4:
             features = self.pool(features)
-        return self._head(features)
+        return self._head(_over_time(features, images))
 
     def _head(self, features: torch.Tensor) -> torch.Tensor:
         # Batch norm of half-precision features, under autocast, would return half precision.
@@ -53,8 +55,6 @@ class StripeEncoder(Encoder):
     In training, the output of the heads as it is. In evaluation each part has unit length, times the root of
     its weight: `global_weight`, and for each of S stripes (1 - global_weight) / S. So rows have unit length,
     and their dot product is the weighted mean of the parts' cosines.
-
-    Besides images, (B, T, 3, H, W) clips of T frames, whose pooled vectors are averaged before the heads.
 
     The parts of an `Encoder`, its neck's bias learned, and
         stripes: for each a Linear and a batch norm, of the mean over h // S rows of the map. Rows that are
@@ -88,7 +88,6 @@ class StripeEncoder(Encoder):
         self.register_buffer("global_weight", torch.tensor(0.5))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        clips = images.shape[:-3]  # (B,) or (B, T)
         maps = self.backbone(images.flatten(0, -4))
         count = len(self.stripes)
         if maps.dim() != 4 or maps.shape[2] < count:
@@ -99,9 +98,7 @@ class StripeEncoder(Encoder):
         rows = maps.shape[2] // count
         bands = maps[:, :, : rows * count].unflatten(2, (count, rows))
         pooled = torch.cat([self.pool(maps)[:, None], bands.mean((3, 4), dtype=_wide(maps)).mT], 1)
-        pooled = pooled.unflatten(0, clips)
-        if len(clips) > 1:
-            pooled = pooled.mean(dim=1)
+        pooled = _over_time(pooled, images)
         parts = [self._head(pooled[:, 0])]
         for place, stripe in enumerate(self.stripes, 1):
             linear, norm = stripe.children()
@@ -111,6 +108,13 @@ class StripeEncoder(Encoder):
             weights = [self.global_weight, *[share] * count]
             parts = [normalize(p) * w.sqrt() for p, w in zip(parts, weights, strict=True)]
         return torch.cat(parts, dim=1)
+
+
+def _over_time(pooled: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """(B, ...) of images, or of (B T, ...) those of clips the means over their frames."""
+    if images.dim() < 5:
+        return pooled
+    return pooled.unflatten(0, images.shape[:2]).mean(dim=1)
 
 
 class Average(nn.Module):

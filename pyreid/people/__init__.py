@@ -22,12 +22,19 @@ import numpy as np
 from PIL import Image
 
 from pyreid import options
-from pyreid.data import ImageArrays, ReidData
+from pyreid.data import ImageArrays, ReidData, Tracklets
 from pyreid.options import option
-from pyreid.people.capture import photograph, visits
+from pyreid.people.capture import PER_PASS, photograph, visits
 from pyreid.progress import Progress
 
-__all__ = ["People", "contact_sheet", "people_data", "photograph", "write_market"]
+__all__ = [
+    "People",
+    "contact_sheet",
+    "people_data",
+    "people_tracklets",
+    "photograph",
+    "write_market",
+]
 
 T = TypeVar("T")
 
@@ -107,20 +114,59 @@ def people_data(
         quiet: shows no progress.
     """
     people = replace(people or People(), **changes)
-    subsets: dict[str, Any] = {}
-    for subset, shots in _subsets(people).items():
-        pixels = np.empty((len(shots), people.height, people.width, 3), dtype=np.uint8)
-        done = 0
-        for drawn in _at_work(partial(_drawn, people), shots, workers, subset, quiet):
-            pixels[done : done + len(drawn)] = drawn
-            done += len(drawn)
-        subsets[subset] = ImageArrays(
-            pixels,
-            [f"{_FOLDERS[subset]}/{shot.name}" for shot in shots],
-            np.array([shot.id for shot in shots], dtype=np.int64),
-            np.array([shot.camera for shot in shots], dtype=np.int64),
-        )
+    subsets: dict[str, Any] = {
+        subset: _in_memory(people, subset, shots, workers, quiet)
+        for subset, shots in _subsets(people).items()
+    }
     return ReidData("people", **subsets)
+
+
+def people_tracklets(
+    people: People | None = None, *, workers: int = 0, quiet: bool = False, **changes: Any
+) -> ReidData:
+    """Made-up people as Tracklets, in memory: each time that a person crosses a camera's view, four frames.
+
+    Args:
+        people: what is drawn, as for `people_data`; `images` must be a multiple of 4, and 8 at least where
+            there are test people: the first crossing of each camera is the query, the others are gallery.
+    """
+    people = replace(people or People(images=8), **changes)
+    if people.images % PER_PASS or (people.test_count and people.images < 2 * PER_PASS):
+        raise ValueError(
+            f"people_tracklets: images must be a multiple of {PER_PASS}, and at least {2 * PER_PASS} to test "
+            f"with, got {people.images}"
+        )
+    if people.distractors or people.junk:
+        raise ValueError("people_tracklets: distractors and junk must be 0: they are single images")
+    shots = _subsets(people)
+    test = sorted(shots["query"] + shots["gallery"], key=lambda shot: shot.name)
+    subsets: dict[str, Any] = {}
+    for part, drawn in (("train", shots["train"]), ("gallery", test)):
+        frames = _in_memory(people, part, drawn, workers, quiet)
+        spans = np.arange(len(drawn)).reshape(-1, PER_PASS)  # by person, camera and number
+        tracklets = Tracklets(frames, list(spans))
+        if part == "train":
+            subsets[part] = tracklets
+            continue
+        first = np.array([drawn[span[0]].number == 0 for span in spans], dtype=bool)
+        subsets |= {"query": tracklets.select(first), "gallery": tracklets.select(~first)}
+    return ReidData("people", **subsets)
+
+
+def _in_memory(
+    people: People, subset: str, shots: list[_Shot], workers: int, quiet: bool
+) -> ImageArrays:
+    pixels = np.empty((len(shots), people.height, people.width, 3), dtype=np.uint8)
+    done = 0
+    for drawn in _at_work(partial(_drawn, people), shots, workers, subset, quiet):
+        pixels[done : done + len(drawn)] = drawn
+        done += len(drawn)
+    return ImageArrays(
+        pixels,
+        [f"{_FOLDERS[subset]}/{shot.name}" for shot in shots],
+        np.array([shot.id for shot in shots], dtype=np.int64),
+        np.array([shot.camera for shot in shots], dtype=np.int64),
+    )
 
 
 def write_market(

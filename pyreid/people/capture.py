@@ -13,7 +13,7 @@ from pyreid.people.scene import Camera, streaked
 from pyreid.people.wardrobe import Outfit
 
 _PERSON, _CAMERA, _VISITS, _PASS, _SHOT, _PASSER = range(6)  # what random numbers are for
-_PER_PASS = 4  # images of a person who crosses a camera's view once
+PER_PASS = 4  # images of a person who crosses a camera's view once
 _FINER = 2  # pixels of the renderer to one of the picture, along each axis
 
 # What an arm may do besides swinging: the left shoulder's and elbow's turns about x, y and z.
@@ -87,7 +87,7 @@ def photograph(
     """
     seen = camera(seed, where, gap)
     key = (0 if who is None else who + 1, where)
-    track = _random(seed, _PASS, *key, shot // _PER_PASS)  # what the images of a pass share
+    track = _random(seed, _PASS, *key, shot // PER_PASS)  # what the images of a pass share
     rng = _random(seed, _SHOT, *key, shot)
     turns = int(track.choice(8, p=seen.views))
     yaw = np.pi / 4 * (turns if view is None else view) + track.normal(0, 0.18)

@@ -44,13 +44,17 @@ from pyreid.models import save_weights
 from pyreid.options import option
 from pyreid.progress import Progress
 
-_FORMAT = 1  # of checkpoints
+_CHECKPOINT = "checkpoint.pt"
+_FORMAT = 1  # of it
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FIGURES = ("mAP", "rank1", "rank5", "rank10", "mINP")  # that the history keeps
 _STATISTICS = ("running_mean", "running_var")  # buffers that each process moves with its own share
 _AGREE_EVERY = 10  # steps between the times at which processes ask each other whether to stop
 # Options that may change when a run goes on: they change where and how long, not what.
-_FREE = ("epochs", "workers", "device", "evaluate_every", "keep_every", "test_batch", "compile")
+_FREE = (
+    *("epochs", "workers", "device", "compile", "test_batch"),
+    *("evaluate_every", "keep_every", "tensorboard"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Training:
     evaluate_every: int = option(1, "epochs between evaluations on the test images; 0: never")
     flip: bool = option(False, "evaluate with the mean of the features of an image and its mirror")
     keep_every: int = option(0, "epochs between checkpoints that are kept beside the last; 0: none")
+    tensorboard: bool = option(False, "also write the figures of every epoch for TensorBoard")
     skip_corrupt: bool = option(False, "pass over images that cannot be read, and count them")
 
     def __post_init__(self) -> None:
@@ -197,6 +202,8 @@ def fit(
             else:
                 run.save()
     stopped = run.epoch < run.training.epochs
+    if run.evaluation is None and run.evaluates:  # of a run that had come to its end before
+        run.evaluation = run.ranked()
     return Result(
         run.method.inference, run.last_labels, run.history, run.before, run.evaluation, stopped
     )
@@ -257,13 +264,9 @@ class _Run:
             self.device.type, enabled=self.training.precision == "float16"
         )
         if self.output is not None:
-            checkpoint = self.output / "checkpoint.pt"
-            if checkpoint.exists() and not resume:
-                raise ValueError(
-                    f"fit: output must be a new folder, but {self.output} holds a run; "
-                    "resume it or name another"
-                )
+            check_output(self.output, resume)
             self.output.mkdir(parents=True, exist_ok=True)
+            checkpoint = self.output / _CHECKPOINT
             if checkpoint.exists():
                 self.load(checkpoint)
             if distributed.rank() == 0:
@@ -490,13 +493,15 @@ class _Run:
         }
         finished = self.step == 0
         every = self.training.keep_every
-        names = ["checkpoint.pt"]
+        names = [_CHECKPOINT]
         if finished and every and self.epoch % every == 0:
             names.append(f"checkpoint-{self.epoch:04}.pt")
         if finished:
             save_weights(self.method.inference, self.output / "last.pt")
             self.write_metrics()
             self.write_labels()
+            if self.training.tensorboard:
+                self.write_tensorboard()
         for name in names:
             with files.replacing(self.output / name) as file:
                 torch.save(state, file)
@@ -529,6 +534,20 @@ class _Run:
         self.write_text(
             "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in self.history)
         )
+
+    def write_tensorboard(self) -> None:
+        """The latest entry of the history, each number under the name of its part."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ImportError("fit: tensorboard takes a package: pip install tensorboard") from None
+        assert self.output is not None
+        entry = self.history[-1]
+        with SummaryWriter(self.output / "tensorboard", purge_step=entry["epoch"]) as writer:
+            for part in ("losses", "clusters", "evaluation", "seconds"):
+                for name, value in entry.get(part, {}).items():
+                    if value is not None:
+                        writer.add_scalar(f"{part}/{name}", value, entry["epoch"])
 
     def write_labels(self) -> None:
         lines = (
@@ -565,6 +584,16 @@ def _method(method: Any, encoder: torch.nn.Module | None) -> Any:
 
 def _data(data: Any) -> ReidData:
     return data if isinstance(data, ReidData) else ReidData("images", as_images(data))
+
+
+def check_output(output: Path, resume: bool) -> None:
+    """What would keep `fit` from writing there."""
+    if (output / _CHECKPOINT).exists() and not resume:
+        raise ValueError(
+            f"fit: output must be a new folder, but {output} holds a run; resume it or name another"
+        )
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"fit: output must be a folder, but {output} is a file")
 
 
 def device_of(name: str) -> torch.device:

@@ -8,6 +8,7 @@ import torch
 from pyreid import train
 from pyreid.data import ImageArrays, ReidData
 from pyreid.methods import METHODS
+from pyreid.models import ghost_
 
 PEOPLE, CAMERAS, PICTURES = 16, 3, 2
 
@@ -46,13 +47,13 @@ def data():
 class Encoder(torch.nn.Module):
     """Small enough for an epoch in a moment, with a statistic that training moves."""
 
-    def __init__(self, norm=True):
+    def __init__(self):
         super().__init__()
         self.layers = torch.nn.Sequential(
             torch.nn.AvgPool2d(4),
             torch.nn.Flatten(),
             torch.nn.Linear(3 * 8 * 4, 24),
-            torch.nn.BatchNorm1d(24) if norm else torch.nn.Identity(),
+            torch.nn.BatchNorm1d(24),
             torch.nn.ReLU(),
             torch.nn.Linear(24, 16),
         )
@@ -76,16 +77,15 @@ def training(**changes):
     return train.Training(**values | changes)
 
 
-def fit(name, output=None, *, norm=True, resume=False, **changes):
+def fit(name, output=None, *, norm_group=None, resume=False, **changes):
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    encoder = Encoder() if norm_group is None else ghost_(Encoder(), norm_group)
     own = {"instances": 2, "min_samples": 2, "eps": 0.6, "k1": 6, "k2": 2}
     if name == "ice":
         own["teacher_momentum"] = 0.9
     if name == "scl":
         own = {"neighbours": 3, "negatives": 40, "initial_epochs": 1}
-    encoder = Encoder(norm)
-    if name == "scl":
         encoder.parts = (8, 4, 4)
     return train.fit(
         METHODS[name].Config(**own),
@@ -101,7 +101,7 @@ def fit_as_one_of(rank, ranks, place, name, results):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{place}", rank=rank, world_size=ranks
     )
-    result = fit(name, norm=False)
+    result = fit(name, norm_group=4)
     weights = torch.cat([value.flatten() for value in result.encoder.state_dict().values()])
     results.put((rank, result.labels.tolist(), result.history, weights.tolist()))
     torch.distributed.destroy_process_group()

@@ -1,5 +1,9 @@
+import fcntl
+import os
+import struct
 import subprocess
 import sys
+import termios
 
 import numpy as np
 import pytest
@@ -155,6 +159,22 @@ def test_rows_that_are_not_unit_are_pointed_out(tmp_path, features, capsys):
         assert ("takes them to be 1" in capsys.readouterr().err) == said
 
 
+def test_a_bar_on_a_terminal(tmp_path, features):
+    """Below the line of a step, and gone when the step is done."""
+    pytest.importorskip("tqdm")
+    terminal, end = os.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 30, 100, 0, 0))
+    command = [sys.executable, "-m", "pyreid.cli", "cluster", features, "-o", tmp_path / "o.npy"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=end, text=True, check=True)
+    os.close(end)
+    with open(terminal, "rb", buffering=0) as said:
+        shown = said.read(2**16).decode()
+    assert "neighbours of 240 rows" in shown
+    assert "  neighbours:   0%|" in shown
+    assert "0/240" in shown
+    assert done.stdout.startswith("240 rows of 24 features; ")
+
+
 # --- rerank ---------------------------------------------------------------------------------------
 
 
@@ -170,7 +190,11 @@ def test_rerank(tmp_path, capsys, variant):
         == 0
     )
     np.testing.assert_array_equal(np.load(tmp_path / "d.npy"), expected)
-    out = capsys.readouterr().out.splitlines()
+    out, err = (text.splitlines() for text in capsys.readouterr())
+    steps = [line.split(" s  ")[1] for line in err]
+    assert steps[2:] == [
+        *(f"{stage} of 110 rows" for stage in ("neighbours", "jaccard", "distances")), "writing"
+    ]  # fmt: skip
     assert out[0] == "20 queries, 90 gallery rows of 24 features"
     assert out[1].startswith(f"distances: smallest {expected.min():.4f}, mean ")
     both = tmp_path / "both.mat"

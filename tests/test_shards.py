@@ -1,6 +1,7 @@
 """Features that are not one array on its device: files, shards, and device memory that is too small."""
 
 import itertools
+import os
 import subprocess
 import sys
 
@@ -51,11 +52,12 @@ def options_of(variant, size):
     return {"variant": variant} | ({"cameras": cameras} if variant == "ca-jaccard" else {})
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "variant, dtype", [*((variant, "float32") for variant in VARIANTS), ("zhong", "bfloat16")]
+)
 def test_shards_are_their_array(torch_library, small_blocks, variant, dtype):
     """Bit for bit, the emulated floor's included; from host memory to the device, on CUDA."""
-    size = 150 if torch_library.floor == "emulated" else 700
+    size = 110 if torch_library.floor == "emulated" else 700
     host = torch.tensor(people(size)).to(getattr(torch, dtype))
     options = options_of(variant, size)
     there = {name: torch_library(x) if name == "cameras" else x for name, x in options.items()}
@@ -155,9 +157,10 @@ def test_wrong_shards():
 SCRIPT = """
 import sys, threading, time
 import numpy as np
-from pyreid import ops
+from pyreid import _native, ops
 from pyreid.ops import _panels, jaccard as room
 
+_native.cpu().set("knn_filter", 0)  # which would copy the rows, to 16 bits
 _panels._CPU_SCORES, room._QUERIES, room._AHEAD, room._GATHERED = 2**14, 128, 2, 2**20
 features = np.load(sys.argv[1], mmap_mode="r")
 
@@ -176,7 +179,7 @@ def watch():
 
 watcher = threading.Thread(target=watch)
 watcher.start()
-for given in (features, [features[:1300], features[1300:]]):
+for given in (features, [features[:1000], features[1000:]]):
     most = 0
     ops.pseudo_labels(given, k1=10, k2=3)
     print(most - before)
@@ -188,9 +191,11 @@ watcher.join()
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_file_is_not_brought_into_memory(tmp_path):
     path = tmp_path / "features.npy"
-    np.save(path, people(2800, 4096))  # 44 MiB
+    np.save(path, people(2400, 4096))  # 38 MiB
     command = [sys.executable, "-c", SCRIPT, path]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # Else malloc keeps some of what it has got back.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     mapped, shards = map(float, done.stdout.split())
-    assert mapped < 28
-    assert shards < 40
+    assert mapped < 20
+    assert shards < 30

@@ -191,7 +191,7 @@ def test_in_another_thread():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_do_what_one_does(name, tmp_path, processes):
-    alone = runs.fit(name, norm=False)
+    alone = runs.fit(name, norm_group=4)
     results = processes.Queue()
     ranks = [
         processes.Process(

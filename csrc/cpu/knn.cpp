@@ -179,13 +179,19 @@ bool compare_all(const ConstMatrix& features, const float* bias, Lists& best, fl
 // What it saves grows with the products of a row, what it costs with k. Times faster, k = 30, unit
 // rows, on a core of Zen 5 (one that is busy elsewhere too gains more):
 //
-//   rows x columns        12,936 x 2048  x 512  x 256  x 128  4000 x 2048  x 512  2000 x 2048  x
-//   512 at random                      1.41   1.30   1.18   1.08         1.12   1.09         0.99
-//   0.95 760 people, 17 each            1.55   1.39   1.20   1.10
+//   rows                       12,936                    4000         2000
+//   columns                      2048   512   256   128  2048   512   2048   512
+//   at random                    1.41  1.30  1.18  1.08  1.12  1.09   0.99  0.95
+//   760 people, 17 images each   1.55  1.39  1.20  1.10
 //
 // Without VNNI, a pair of products takes two instructions, on many machines no gain at all.
+//
+// The 16-bit rows are a copy: of features that nearly fill the memory, or are mapped from a file,
+// there is none.
 bool filter_pays(const ConstMatrix& features, int64_t k) {
-  return has_vnni() && features.cols >= 256 && features.rows >= std::max<int64_t>(128 * k, 2048);
+  constexpr int64_t kCopy = int64_t(1) << 28;  // bytes
+  return has_vnni() && features.cols >= 256 && features.rows >= std::max<int64_t>(128 * k, 2048) &&
+         features.rows * features.cols <= kCopy / int64_t(sizeof(int16_t));
 }
 
 // False where the rows are nothing for a filter.

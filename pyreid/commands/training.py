@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,6 +114,8 @@ def _train(argv: list[str]) -> int:
     source = _source(arguments) or settings["data"]
 
     _join_processes(trained.device)
+    if arguments.output:
+        train.check_output(Path(arguments.output), arguments.resume)
     data = _open(source, trained)
     if arguments.test_data:
         other = open_data(arguments.test_data)
@@ -131,13 +134,14 @@ def _train(argv: list[str]) -> int:
         settings={"method_name": name, "network": options.to_dict(network), "data": source},
     )
     results = {"before training": result.before, "after": result.evaluation}
+    found = {name: each for name, each in results.items() if each}
     page = _report(
         output,
         f"{name} on {data.name}",
         result.encoder,
         data,
         trained,
-        results={name: found for name, found in results.items() if found},
+        results=found,
         labels=result.labels,
         history=result.history,
         settings={
@@ -147,8 +151,8 @@ def _train(argv: list[str]) -> int:
         },
     )
     if distributed.rank() == 0:
-        if result.evaluation is not None:
-            print(result.evaluation.summary())
+        if found:
+            print(evaluation.summary(found))
         print(f"weights: {output / 'last.pt'}\nlabels:  {output / 'labels.csv'}\nreport:  {page}")
         if result.stopped:
             print(
@@ -382,7 +386,9 @@ def _source(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _open(source: dict[str, Any], training: train.Training) -> ReidData:
     if "data" in source:
-        return open_data(source["data"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the summary says the same, and is printed
+            return open_data(source["data"])
     if "csv" in source:
         return open_csv(source["csv"])
     if "images" in source:

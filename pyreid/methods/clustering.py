@@ -33,6 +33,15 @@ class Clustering(Presets):
     intra_k: tuple[int, int] = option((5, 2), "k1 and k2 within a camera, for ca-jaccard")
     inter_k: tuple[int, int] = option((20, 4), "k1 and k2 across cameras, for ca-jaccard")
 
+    def __post_init__(self) -> None:
+        for name in ("eps", "rho"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"Config: {name} must lie in (0, 1], got {value}")
+        for name in ("k1", "k2", "min_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Config: {name} must be at least 1, got {getattr(self, name)}")
+
 
 class Clusters(NamedTuple):
     """What `cluster` found."""

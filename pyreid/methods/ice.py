@@ -347,11 +347,10 @@ class ICE(nn.Module):
             )
         if len(self.views) > 1:
             keys, *weak = self._taught(batch.views)
-            all_keys = distributed.gather_rows(keys, equal=True)
         if config.hard_weight:
             terms["hard"] = config.hard_weight * hard_instance_loss(
                 features,
-                all_keys,
+                keys,
                 labels,
                 temperature=config.hard_temperature,
                 key_labels=distributed.gather_rows(labels, equal=True),
@@ -359,10 +358,10 @@ class ICE(nn.Module):
         if config.soft_weight:
             terms["soft"] = config.soft_weight * soft_instance_loss(
                 features,
-                all_keys,
-                weak[0],
+                keys,
+                weak[0][_own(len(keys))],
                 temperature=config.soft_temperature,
-                weak_keys=distributed.gather_rows(weak[0], equal=True),
+                weak_keys=weak[0],
             )
         return terms
 
@@ -390,21 +389,29 @@ class ICE(nn.Module):
 
     @torch.no_grad()
     def _taught(self, views: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The teacher's features of all views but the first, each (B, D), in the order of the batch."""
-        first, *rest = views
+        """The teacher's features of all views but the first: each those of the whole batch, in its order."""
+        first, *rest = [distributed.gather_rows(view, equal=True) for view in views]
         order = torch.arange(len(first), device=first.device)
         if self.config.shuffle:
             order = torch.randperm(len(first), device=first.device)
+            distributed.copy_from_first_([order])
         back = order.argsort()
+        own = order[_own(len(order))]  # what this process works on
         if self.config.extra_forwards:
-            self.teacher(first[order])
+            self.teacher(first[own])
         if self.config.stack_views:
-            features = self.teacher(torch.cat([view[order] for view in rest])).split(len(first))
+            features = self.teacher(torch.cat([view[own] for view in rest])).split(len(own))
         else:
-            features = [self.teacher(view[order]) for view in rest]
-        return [each[back].float() for each in features]
+            features = [self.teacher(view[own]) for view in rest]
+        return [distributed.gather_rows(each.float(), equal=True)[back] for each in features]
 
     Config = Config  # METHODS[name].Config
+
+
+def _own(count: int) -> slice:
+    """This process's share of a batch."""
+    share = distributed.share(count)
+    return slice(share.start, share.stop)
 
 
 def _cosines(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

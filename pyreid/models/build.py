@@ -125,7 +125,7 @@ def _timm(name: str, pooling: str, size: tuple[int, int], *, pretrained: bool) -
     except Exception as error:
         if not pretrained:
             raise
-        raise RuntimeError(_not_fetched(f"timm's model {name}", error)) from error
+        raise OSError(_not_fetched(f"timm's model {name}", error)) from error
 
 
 def _channels(backbone: nn.Module, size: tuple[int, int], pooling: str) -> int:
@@ -169,7 +169,7 @@ def _download(url: str) -> dict[str, Any]:
             url, map_location="cpu", check_hash=True, weights_only=True
         )
     except (OSError, RuntimeError) as error:
-        raise RuntimeError(_not_fetched(url, error)) from error
+        raise OSError(_not_fetched(url, error)) from error
 
 
 def _not_fetched(what: str, error: Exception) -> str:

@@ -80,13 +80,12 @@ def training(**changes):
 def fit(name, output=None, *, norm_group=None, resume=False, **changes):
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    encoder = Encoder() if norm_group is None else ghost_(Encoder(), norm_group)
     own = {"instances": 2, "min_samples": 2, "eps": 0.6, "k1": 6, "k2": 2}
     if name == "ice":
         own["teacher_momentum"] = 0.9
     if name == "scl":
         own = {"neighbours": 3, "negatives": 40, "initial_epochs": 1}
-    encoder = Encoder() if norm_group is None else ghost_(Encoder(), norm_group)
-    if name == "scl":
         encoder.parts = (8, 4, 4)
     return train.fit(
         METHODS[name].Config(**own),

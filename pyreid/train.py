@@ -650,7 +650,9 @@ def _interruptible() -> Iterator[Any]:
 
     def note(number, frame) -> None:
         noted.set()
-        signal.signal(signal.SIGINT, previous)
+        # A job in the background is started deaf to it; who asks twice means it.
+        deaf = previous in (signal.SIG_IGN, None)
+        signal.signal(signal.SIGINT, signal.default_int_handler if deaf else previous)
         with Progress("") as progress:
             progress.say("stopping after this step; again to stop at once")
 
@@ -671,5 +673,4 @@ def _interruptible() -> Iterator[Any]:
     try:
         yield interrupted
     finally:
-        if not noted.is_set():
-            signal.signal(signal.SIGINT, previous)
+        signal.signal(signal.SIGINT, signal.SIG_DFL if previous is None else previous)

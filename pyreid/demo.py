@@ -16,11 +16,12 @@ from pyreid.methods import METHODS
 # The cameras differ less than those of `pyreid synth`: nobody has trained the network before.
 PEOPLE = people.People(ids=100, test_ids=50, cameras=4, gap=0.15)
 TRAINING = train.Training(
-    epochs=25,
+    epochs=30,
     steps=60,
     batch_size=32,
     learning_rate=2e-3,
     warmup_epochs=2,
+    step_size=20,
     height=PEOPLE.height,
     width=PEOPLE.width,
     evaluate_every=5,
@@ -37,8 +38,9 @@ class Demo:
     network: dict[str, Any] = dataclasses.field(default_factory=dict)  # of models.build_encoder
 
 
+# From random weights, what is near is first of all the same camera: hence neighbours by camera.
 DEMOS = {
-    "ice": Demo(METHODS["ice"].Config(k1=15, k2=4, eps=0.45, teacher_momentum=0.95)),
+    "ice": Demo(METHODS["ice"].Config(variant="ca-jaccard", eps=0.5, teacher_momentum=0.95)),
     "scl": Demo(
         METHODS["scl"].Config(),
         dataclasses.replace(

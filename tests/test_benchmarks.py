@@ -119,7 +119,7 @@ def test_ablation_runs_differ_in_what_they_are_called_after():
         ("without the camera term", {"camera_weight": 0.0}),
         ("without the hard instance term", {"hard_weight": 0.0}),
         ("without the soft instance term", {"soft_weight": 0.0}),
-        ("ICE on ca-jaccard", {"variant": "ca-jaccard"}),
+        ("ICE on ca-jaccard", {"variant": "ca-jaccard", "eps": 0.5}),
     ):
         assert ablation.settings(name, training, drawn)["config"] == whole | changed
 

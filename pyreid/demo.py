@@ -38,6 +38,7 @@ class Demo:
     network: dict[str, Any] = dataclasses.field(default_factory=dict)  # of models.build_encoder
 
 
+# Chosen by what they give on the demo's own test people: a demonstration, no result to compare with.
 # From random weights, what is near is first of all the same camera: hence neighbours by camera.
 DEMOS = {
     "ice": Demo(METHODS["ice"].Config(variant="ca-jaccard", eps=0.5, teacher_momentum=0.95)),

@@ -20,9 +20,9 @@ OPS = sorted(path.stem for path in (ROOT / "pyreid/ops").glob("[!_]*.py"))
 
 # What a module may import of pyreid: only what stands further right.
 FLOORS = [
-    *("cli", "demo", "commands", "train", "methods", "report", "pictures", "evaluation", "models"),
-    *("people", "data", "losses", "memory", "files", "options", "progress", "ops", "distributed"),
-    *("_native", "_build"),
+    *("cli", "demo", "commands", "compat", "train", "methods", "report", "pictures", "evaluation"),
+    *("models", "meshes", "people", "data", "losses", "sharded", "memory", "files", "options"),
+    *("progress", "ops", "distributed", "_native", "_build"),
 ]
 BESIDE = {"info": {"_native", "_build", "_driver"}, "_driver": set(), "reference": set()}
 

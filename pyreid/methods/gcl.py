@@ -41,7 +41,7 @@ from pyreid import distributed, ops
 from pyreid.data import Batch, samplers
 from pyreid.losses import view_invariant_loss
 from pyreid.methods.clustering import Clustering, Clusters, cluster
-from pyreid.models import Discriminator, Generator, GhostBatchNorm
+from pyreid.models import Discriminator, Generator, separate_statistics
 from pyreid.options import option
 
 
@@ -252,8 +252,7 @@ class GCL(nn.Module):
     Batches are of MeshedImages: a photo, its body picture and this turned.
     """
 
-    # What the released trainer runs with, and its encoder; groups of a batch keep the statistics of each
-    # pass apart when two of them are made at once.
+    # What the released trainer runs with, and its encoder.
     recipe: ClassVar[dict[str, Any]] = {
         "epochs": 20,
         "steps": None,
@@ -273,7 +272,7 @@ class GCL(nn.Module):
         "step_size": None,
         "evaluate_every": 0,  # the encoder is as it was
     }
-    encoder_options: ClassVar[dict[str, Any]] = {"embedding": 512, "norm_group": 16}
+    encoder_options: ClassVar[dict[str, Any]] = {"embedding": 512, "parts": 4}
 
     def __init__(
         self,
@@ -302,8 +301,6 @@ class GCL(nn.Module):
         self.views = ("plain", "mesh", turned)
         for weight in encoder.parameters():
             weight.requires_grad_(self.joint)
-        for norm in self._norms():
-            norm.each = True  # as in passes of their own
         self.clusters: Clusters | None = None
         self.bank: Any = None
         self.labels: Any = None
@@ -392,25 +389,20 @@ class GCL(nn.Module):
         return samplers.shuffled(rows, batch_size=batch_size, rng=rng)
 
     def generate(self, images: torch.Tensor, body: torch.Tensor, turned: torch.Tensor) -> Generated:
-        """Line 3, for (B, 3, H, W) photos and the (B, 1, H, W) pictures of their bodies."""
-        count = len(images)
+        """Line 3, for (B, 3, H, W) photos and the (B, 1, H, W) pictures of their bodies. Reconstructions and
+        turned views go through decoder and encoder as one batch, and are normed as two."""
+        count, decode = len(images), self.generator.decoder
+        encode = self.encoder.appearance_and_embedding
+        moves = self.config.bn_generated == "shared"
         structure = self.generator.structure(torch.cat([body, turned]))
         with torch.set_grad_enabled(self.joint and torch.is_grad_enabled()):
-            appearance, embedding = self.encoder.appearance_and_embedding(images)
-        decode = self.generator.decoder
+            appearance, embedding = encode(images)
         made = decode(structure, appearance.repeat(2, 1))
-        with self._apart():
-            if self._may_be_joined(count):
-                codes, embeddings = self.encoder.appearance_and_embedding(made)
-            else:
-                passes = [
-                    self.encoder.appearance_and_embedding(each) for each in made.split(count)
-                ]
-                codes, embeddings = (
-                    torch.cat([p[k] for p in passes]) for k in range(2)
-                )
-            cycled = decode(structure[:count], codes[count:])
-            appearance_cycled, _ = self.encoder.appearance_and_embedding(cycled)
+        with separate_statistics(self.encoder, 2, running=moves):
+            codes, embeddings = encode(made)
+        cycled = decode(structure[:count], codes[count:])
+        with separate_statistics(self.encoder, running=moves):
+            appearance_cycled, _ = encode(cycled)
         return Generated(
             reconstructed=made[:count],
             turned=made[count:],
@@ -508,39 +500,6 @@ class GCL(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.bank, self.labels = state["bank"], state["labels"]
-
-    def _norms(self) -> list[GhostBatchNorm]:
-        return [norm for norm in self.encoder.modules() if isinstance(norm, GhostBatchNorm)]
-
-    def _may_be_joined(self, count: int) -> bool:
-        """Whether two passes of the encoder are as well made at once: no norm would see both."""
-        if not self.joint or not self.encoder.training:
-            return True
-        norms = [
-            norm
-            for norm in self.encoder.modules()
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        ]
-        return all(isinstance(norm, GhostBatchNorm) and count % norm.group == 0 for norm in norms)
-
-    @contextlib.contextmanager
-    def _apart(self) -> Iterator[None]:
-        """Within it, generated images do not move running statistics, if they are not to."""
-        norms = [
-            norm
-            for norm in self.encoder.modules()
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        ]
-        if self.config.bn_generated == "shared":
-            norms = []
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.momentum = 0.0
-        try:
-            yield
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
 
     def _radius(self) -> str:
         config = self.config

@@ -15,7 +15,7 @@ from pyreid.data.images import (
     as_images,
     readable,
 )
-from pyreid.data.layouts import LAYOUTS, open_csv, open_data, open_folder
+from pyreid.data.layouts import LAYOUTS, frame_numbers, open_csv, open_data, open_folder
 from pyreid.data.samplers import camera_spread, multiple_gallery, shuffled
 from pyreid.data.tracklets import Clip, Frames, Tracklets
 
@@ -33,6 +33,7 @@ __all__ = [
     "as_images",
     "batches",
     "camera_spread",
+    "frame_numbers",
     "images_in_order",
     "multiple_gallery",
     "open_csv",

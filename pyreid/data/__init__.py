@@ -15,7 +15,7 @@ from pyreid.data.images import (
     as_images,
     readable,
 )
-from pyreid.data.layouts import LAYOUTS, open_csv, open_data, open_folder
+from pyreid.data.layouts import LAYOUTS, frame_numbers, open_csv, open_data, open_folder
 from pyreid.data.meshes import (
     ANGLES,
     MeshArrays,
@@ -53,6 +53,7 @@ __all__ = [
     "as_images",
     "batches",
     "camera_spread",
+    "frame_numbers",
     "images_in_order",
     "multiple_gallery",
     "open_csv",

@@ -38,7 +38,7 @@ class Tracklets(Images):
         frames: the images of all of them.
         members: for each tracklet, its rows of `frames`, in their order; one at least.
         names: N distinct strings. Default: that of each first frame.
-        ids, cameras: (N,). Default: those of each first frame.
+        ids, cameras: (N,). Default: those of each first frame, whose number the tracklet has.
     """
 
     kind = "tracklets"
@@ -66,17 +66,18 @@ class Tracklets(Images):
             raise ValueError(
                 f"Tracklets: names must be one per tracklet, got {len(self)} for {len(rows)}"
             )
-        self.frames = frames
+        self.frames = frames.frames[first]
+        self.images = frames
         self.members = rows
 
     def _read(self, row: int) -> Clip:  # type: ignore[override]
-        return Clip(self.frames, self.members[self._places[row]])
+        return Clip(self.images, self.members[self._places[row]])
 
     def stills(self) -> Images:
         """The middle frame of each tracklet, with its id and camera: for pictures."""
         parts = [self.members[place] for place in self._places]
-        images = copy.copy(self.frames.select([int(part[len(part) // 2]) for part in parts]))
-        images.ids, images.cameras = self.ids, self.cameras
+        images = copy.copy(self.images.select([int(part[len(part) // 2]) for part in parts]))
+        images.ids, images.cameras, images.frames = self.ids, self.cameras, self.frames
         return images
 
 

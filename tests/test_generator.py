@@ -5,12 +5,15 @@ import pickle
 
 import numpy as np
 import pytest
+import runs
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from pyreid import evaluation, train
+from pyreid.methods import METHODS
 from pyreid.models import (
     Decoder,
     Discriminator,
@@ -609,6 +612,22 @@ def test_part_encoder_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         appearance, embedding = encoder.appearance_and_embedding(torch.randn(4, 3, 64, 32))
     assert appearance.dtype == embedding.dtype == torch.float32
+
+
+def test_part_encoder_where_encoders_work(tmp_path):
+    torch.manual_seed(0)
+    encoder, data = part_encoder(), runs.data()
+    config = METHODS["cluster-contrast"].Config(instances=2, min_samples=2, eps=0.6, k1=6, k2=2)
+    training = runs.training(epochs=1, steps=2)
+    result = train.fit(config, encoder, data, training, output=tmp_path / "run")
+    assert result.encoder is encoder
+    assert result.evaluation.mAP > 0
+    features = evaluation.extract(encoder, data.query, height=32, width=16)
+    assert features.shape == (len(data.query), 12)
+    other = part_encoder(seed=1)
+    assert load_weights(other, tmp_path / "run/last.pt").missing == ()
+    again = evaluation.extract(other, data.query, height=32, width=16)
+    assert torch.equal(again, features)
 
 
 # --- several passes in one ------------------------------------------------------------------------------

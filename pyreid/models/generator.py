@@ -268,11 +268,14 @@ def instance_norm(
 ) -> torch.Tensor:
     """(B, C, H, W) maps, each channel of each picture to mean 0 and (biased) variance 1, times weight plus
     bias, (B, C) or neither: AdaIN."""
-    # A batch norm of one picture with B C channels: a third of the time of means and products one by one.
     wide = torch.promote_types(maps.dtype, torch.float32)
-    weight, bias = (None if v is None else v.to(wide).flatten() for v in (weight, bias))
+    # Also where they do nothing: of maps in half precision, the statistics would be of the weight's type.
+    weight = maps.new_ones(maps.shape[:2], dtype=wide) if weight is None else weight.to(wide)
+    bias = torch.zeros_like(weight) if bias is None else bias.to(wide)
+    # A batch norm of one picture with B C channels: a third of the time of means and products one by one.
     flat = maps.reshape(1, -1, *maps.shape[2:])
-    return F.batch_norm(flat, None, None, weight, bias, training=True, eps=eps).view(maps.shape)
+    flat = F.batch_norm(flat, None, None, weight.flatten(), bias.flatten(), training=True, eps=eps)
+    return flat.view(maps.shape)
 
 
 def mirrored(maps: torch.Tensor, border: int) -> torch.Tensor:

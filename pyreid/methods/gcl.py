@@ -139,8 +139,8 @@ def discriminator_loss(
         images: (B, 3, H, W) photos. generated: sets of B images each.
     """
     fakes = discriminator(torch.cat(list(generated)).detach())
-    fake = torch.stack([each.float().square().mean() for each in fakes]).sum()
-    photos = images.detach().float().requires_grad_()
+    fake = torch.stack([_wide(each).square().mean() for each in fakes]).sum()
+    photos = _wide(images.detach()).requires_grad_()
     slopes = []
     with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
         maps = discriminator(photos)
@@ -173,16 +173,16 @@ def generator_loss(
     """
     with _frozen(discriminator):
         maps = discriminator(torch.cat(generated.images))
-    adversarial = torch.stack([(each.float() - 1).square().mean() for each in maps]).sum()
-    target = generated.appearance.detach().float()
+    adversarial = torch.stack([(_wide(each) - 1).square().mean() for each in maps]).sum()
+    target = _wide(generated.appearance.detach())
     return {
         "adversarial": 2 * len(generated.images) * adversarial,
-        "reconstruction": pixel_weight * l1_loss(generated.reconstructed.float(), images),
-        "cycle": pixel_weight * l1_loss(generated.cycled.float(), images),
+        "reconstruction": pixel_weight * l1_loss(_wide(generated.reconstructed), images),
+        "cycle": pixel_weight * l1_loss(_wide(generated.cycled), images),
         "appearance": appearance_weight
         * (
-            l1_loss(generated.appearance_reconstructed.float(), target)
-            + l1_loss(generated.appearance_cycled.float(), target)
+            l1_loss(_wide(generated.appearance_reconstructed), target)
+            + l1_loss(_wide(generated.appearance_cycled), target)
         ),
     }
 
@@ -519,3 +519,8 @@ def _frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for weight in weights:
             weight.requires_grad_(True)
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """In float32 at least, whatever autocast made of it."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,6 +24,13 @@ from pyreid.train import Result, Training, check_output, fit
 
 STAGES = (1, 2, 3)
 BESIDE = ("generator", "discriminator")  # files of a stage, NAME.pt
+
+
+class Stage(NamedTuple):
+    """A stage that has been trained, or stopped."""
+
+    method: Any
+    result: Result
 
 
 def train_stages(
@@ -39,7 +46,7 @@ def train_stages(
     output: str | Path | None = None,
     resume: bool = False,
     settings: dict[str, Any] | None = None,
-) -> dict[int, Result]:
+) -> dict[int, Stage]:
     """Trains an encoder by GCL.
 
     Args:
@@ -56,7 +63,7 @@ def train_stages(
         settings: more to write to each config.json.
 
     Returns:
-        what `fit` does, by stage; the last may have been stopped.
+        each stage's method and what `fit` returned; the last may have been stopped.
     """
     config = config or _gcl.Config()
     if not stages or list(stages) != sorted({*stages} & {*STAGES}):
@@ -68,7 +75,7 @@ def train_stages(
         if (folder := folders[stage]) is not None:
             check_output(folder, resume)
     others = {"generator": generator, "discriminator": discriminator}
-    found: dict[int, Result] = {}
+    found: dict[int, Stage] = {}
     for stage in stages:
         training = (trainings or {}).get(stage) or Training(**recipe(stage, warmup))
         torch.manual_seed(training.seed)
@@ -92,7 +99,7 @@ def train_stages(
             resume=resume,
             settings={"stage": str(stage), **(settings or {})},
         )
-        found[stage] = result
+        found[stage] = Stage(method, result)
         if result.stopped:
             break
         encoder = result.encoder

@@ -10,26 +10,19 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from bodied import SIZE, data, part_encoder
 from pyreid import models, ops, reference, train
-from pyreid.data import Batch, ImageArrays, MeshArrays, MeshedImages, ReidData
+from pyreid.data import Batch
 from pyreid.methods import gcl
 from pyreid.methods.gcl import GCL, Config
 
-N, CAMERAS, SIZE = 48, 3, (16, 8)
+N, CAMERAS = 48, 3
 NETWORKS = {"generator_width": 1, "discriminator_width": 3, "discriminator_scales": 2}
 SMALL = Config(k1=8, k2=3, rho=0.05, negatives=12, **NETWORKS)
 
 
 def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def part_encoder(seed=0):
-    torch.manual_seed(seed)
-    backbone = nn.Sequential(
-        nn.Conv2d(3, 12, 4, 4), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 12, 1)
-    )
-    return models.build_part_encoder(backbone, embedding=8, size=SIZE)
 
 
 def world():
@@ -362,21 +355,6 @@ def test_optimizers(stage, rate):
 
 
 # --- runs -------------------------------------------------------------------------------------------
-
-
-def data(people=6, images=4):
-    """Photos, flat colours with noise, with their body pictures; the same to test with."""
-    rng = np.random.default_rng(0)
-    ids = np.arange(people).repeat(images)
-    colours = rng.integers(0, 255, (people, 4, 1, 3))
-    pixels = np.repeat(np.repeat(colours, 4, 1), 8, 2)[ids] + rng.integers(
-        -9, 9, (len(ids), *SIZE, 3)
-    )
-    pixels = pixels.clip(0, 255).astype(np.uint8)
-    photos = ImageArrays(pixels, None, ids, np.arange(len(ids)) % 2)
-    bodies = rng.integers(0, 255, (len(ids), 8, *SIZE)).astype(np.uint8)
-    meshed = MeshedImages(photos, MeshArrays(bodies, photos.names))
-    return ReidData("flat", meshed, photos.select(slice(0, None, 2)), photos.select(slice(1, None, 2)))
 
 
 TRAINING = train.Training(

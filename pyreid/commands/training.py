@@ -236,8 +236,10 @@ def _train_stages(
     last = trainings[wanted[-1]]
     before = output / f"stage{wanted[0] - 1}" / "last.pt"
     if wanted[0] > 1 and before.exists():
-        if "weights" in vars(arguments):
-            raise ValueError(f"--weights: {before} is what the stage would begin with; name another --output")
+        if vars(arguments).get("weights", "random") not in ("imagenet", "random"):
+            raise ValueError(
+                f"--weights: {before} is what the stage would begin with; name another --output"
+            )
         network = dataclasses.replace(network, weights="random")
     torch.manual_seed(last.seed)
     encoder = network.build()

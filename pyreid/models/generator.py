@@ -280,7 +280,9 @@ def instance_norm(
 
 def mirrored(maps: torch.Tensor, border: int) -> torch.Tensor:
     """(B, C, H, W) -> (B, C, H + 2 border, W + 2 border): mirrored at the outermost pixels, which are not
-    repeated, and again at the mirrored ones where the border is wider than the picture."""
+    repeated, and again at the mirrored ones where the border is wider than the picture.
+
+    On CUDA torch sums its gradient in any order, unless told to use_deterministic_algorithms."""
     if border == 0:
         return maps
     if border < min(maps.shape[2:]):

@@ -8,9 +8,9 @@ import pytest
 from pyreid import ops
 
 try:
-    from benchmarks import ablation, cost
+    from benchmarks import ablation, cost, gcl_cost, gcl_table
 except ImportError:  # not in a checkout
-    from pyreid.benchmarks import ablation, cost
+    from pyreid.benchmarks import ablation, cost, gcl_cost, gcl_table
 
 TINY = [
     *("--encoder", "small", "--height", "32", "--width", "16", "--device", "cpu"),
@@ -127,3 +127,45 @@ def test_ablation_runs_differ_in_what_they_are_called_after():
 def test_spread():
     assert ablation.spread([0.5]) == "50.0"
     assert ablation.spread([0.1, 0.2, 0.3]) == "20.0 ± 10.0"
+
+
+def test_gcl_cost(capsys):
+    tiny = ["--encoder", "small", "--height", "32", "--width", "16", "--device", "cpu"]
+    tiny += ["--images", "24", "--ids", "6", "--batch-size", "4", "--steps", "2"]
+    tiny += ["--generator-width", "1", "--discriminator-width", "2"]
+    gcl_cost.main(tiny)
+    printed = capsys.readouterr().out
+    lines = [json.loads(line) for line in printed.splitlines() if line.startswith('{"stage"')]
+    assert [(line["stage"], line["precision"]) for line in lines] == [
+        (stage, precision) for stage in "23" for precision in ("float32", "bfloat16")
+    ]
+    assert all(line["seconds"] > 0 for line in lines)
+    assert len(cells(printed)) == 1 + len(lines)
+    with pytest.raises(SystemExit):
+        gcl_cost.main(["--steps", "1"])
+
+
+def test_gcl_table(tmp_path, capsys, monkeypatch):
+    calls = []
+    run = {
+        "seed": 1,
+        **{name: {"mAP": 0.25, "rank1": 0.5} for name in ("untrained", "stage 1", "stage 3")},
+        "views": {
+            name: 0.4 for name in ("generated, body", "copied, body", "generated", "copied")
+        },
+        "wall": 12.0,
+    }
+
+    def measured(data, drawn, seed, epochs):
+        calls.append((seed, epochs))
+        return run | {"seed": seed}
+
+    monkeypatch.setattr(gcl_table, "measured", measured)
+    monkeypatch.setattr(gcl_table.demo, "bodied", lambda data, drawn: data)
+    few = ["--seeds", "2", "--ids", "2", "--test-ids", "1", "--output", str(tmp_path / "runs.jsonl")]
+    for _ in range(2):  # the second time it reads
+        gcl_table.main([*few, "--epochs", "1"])
+        assert cells(capsys.readouterr().out)["all"][:2] == [" 25.0 ± 0.0".strip(), "25.0 ± 0.0"]
+    assert calls == [(1, 1), (2, 1)]
+    gcl_table.main([*few, "--seeds", "1"])
+    assert calls[2:] == [(1, None)]

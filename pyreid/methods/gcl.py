@@ -84,6 +84,7 @@ class Config(Clustering):
         0.0, "of the gradients' running mean in their Adam; short runs come further with 0.5"
     )
 
+    adversarial_weight: float = option(1.0, "of what the discriminator makes of generated images")
     pixel_weight: float = option(5.0, "of the reconstruction of pixels, own and cycled")
     appearance_weight: float = option(5.0, "of the reconstruction of the appearance code")
     gradient_weight: float = option(0.01, "of R1, the discriminator's squared gradient at photos")
@@ -164,6 +165,7 @@ def generator_loss(
     images: torch.Tensor,
     generated: Generated,
     *,
+    adversarial_weight: float = 1.0,
     pixel_weight: float = 5.0,
     appearance_weight: float = 5.0,
 ) -> dict[str, torch.Tensor]:
@@ -179,7 +181,7 @@ def generator_loss(
     adversarial = torch.stack([(_wide(each) - 1).square().mean() for each in maps]).sum()
     target = _wide(generated.appearance.detach())
     return {
-        "adversarial": 2 * len(generated.images) * adversarial,
+        "adversarial": 2 * adversarial_weight * len(generated.images) * adversarial,
         "reconstruction": pixel_weight * l1_loss(_wide(generated.reconstructed), images),
         "cycle": pixel_weight * l1_loss(_wide(generated.cycled), images),
         "appearance": appearance_weight
@@ -434,6 +436,7 @@ class GCL(nn.Module):
             self.discriminator,
             images,
             made,
+            adversarial_weight=config.adversarial_weight,
             pixel_weight=config.pixel_weight,
             appearance_weight=config.appearance_weight,
         )

@@ -1,14 +1,16 @@
 """GCL's stages one after another, from Python and from the command line."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bodied import SIZE, data, part_encoder
-from pyreid import cli, models, stages, train
-from pyreid.data import save_meshes
+from pyreid import cli, demo, models, people, stages, train
+from pyreid.data import save_meshes, transforms
 from pyreid.methods import GCL, METHODS
 from pyreid.stages import train_stages
 
@@ -156,3 +158,45 @@ def test_the_command_on_photos_takes_meshes(tmp_path, capsys):
     assert cli.main([*run, "--meshes", str(tmp_path / "bodies.npz")]) == 0
     again = ["train", "--config", str(tmp_path / "run/config.json"), "-o", str(tmp_path / "run")]
     assert cli.main([*again, "--resume"]) == 0
+
+
+def test_the_demo(tmp_path, monkeypatch, capsys):
+    drawn = people.People(ids=4, test_ids=3, cameras=2, images=4, height=32, width=16)
+    monkeypatch.setattr(demo, "PEOPLE", drawn)
+    monkeypatch.setattr(demo, "WARMUP", WARMUP)
+    tiny = {"epochs": 1, "steps": 2, "batch_size": 4, "height": 32, "width": 16}
+    changed = {k: dataclasses.replace(t, **tiny) for k, t in demo.GCL_TRAININGS.items()}
+    monkeypatch.setattr(demo, "GCL_TRAININGS", changed)
+    networks = {"generator_width": 1, "discriminator_width": 2, "k1": 6, "k2": 2, "rho": 0.1}
+    config = dataclasses.replace(demo.GCL_CONFIG, min_samples=2, **networks)
+    monkeypatch.setattr(demo, "GCL_CONFIG", config)
+    assert demo.main(str(tmp_path), "gcl") == 0
+    assert "Generated views" in (tmp_path / "report.html").read_text()
+    found = json.loads((tmp_path / "views.json").read_text())
+    assert set(found) == {
+        *("generated", "copied", "generated, body", "copied, body", "reconstructed")
+    }
+    assert "within the body's silhouette" in capsys.readouterr().out
+    with Image.open(tmp_path / "views.png") as sheet:
+        assert sheet.width > 10 * 64
+
+
+def test_figures_of_views_know_what_is_right():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 256, (2, 8, 16, 8, 3), np.uint8)
+    photos, bodies = truth[:, 0], np.ones((2, 8, 16, 8), bool)
+    perfect = demo.Views(photos, truth, truth, photos, bodies).figures()
+    for name in ("generated", "generated, body", "reconstructed"):
+        assert perfect[name] == pytest.approx(1)
+    assert perfect["copied"] == pytest.approx(perfect["copied, body"])
+    assert perfect["copied"] < 0.3
+    copied = np.broadcast_to(photos[:, None], truth.shape)
+    lazy = demo.Views(photos, copied, truth, photos, bodies).figures()
+    assert lazy["generated"] == pytest.approx(lazy["copied"])
+
+
+def test_pixels_undo_a_view():
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8))
+    views = torch.stack([transforms.make("plain", *SIZE)(photo)] * 2)
+    assert (transforms.pixels(views) == np.asarray(photo)).all()
+    assert transforms.pixels(10 * torch.ones(1, 3, 4, 4)).max() == 255

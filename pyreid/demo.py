@@ -72,7 +72,7 @@ GCL_CONFIG = GCL.Config(
     negatives=512,
     temperature=0.1,
 )
-GCL_NETWORK = {"embedding": 256}
+GCL_NETWORK: dict[str, Any] = {"embedding": 256}
 GCL_TRAININGS = {
     1: dataclasses.replace(TRAINING, epochs=15, step_size=10),
     2: dataclasses.replace(
@@ -244,8 +244,8 @@ class Views:
     bodies: np.ndarray  # (B, 8, H, W) bool, where the body is
 
     def figures(self) -> dict[str, float]:
-        """Mean SSIM to the truth over the seven turned views, of what was generated and of the photo as it
-        is: over the whole picture, and within the silhouette of the turned body. And of the reconstruction."""
+        """Mean SSIM to the truth over the seven turned views, of what was generated and of the photo as it is:
+        over the whole picture, and within the silhouette of the turned body. And of the reconstruction."""
         turned, truth = (_planes(each[:, 1:]) for each in (self.generated, self.truth))
         copied = _planes(np.broadcast_to(self.photos[:, None], self.truth[:, 1:].shape))
         inside = torch.from_numpy(self.bodies[:, 1:]).flatten(0, 1)
@@ -261,7 +261,7 @@ class Views:
     def summary(self) -> str:
         found = self.figures()
         return (
-            f"Views of {len(self.photos)} test people turned by 45 to 315 degrees, SSIM to what would be seen: "
+            f"{len(self.photos)} test people turned by 45 to 315 degrees, SSIM to what would be seen: "
             f"{found['generated, body']:.3f} within the body's silhouette, where the photo as it is has "
             f"{found['copied, body']:.3f}; {found['generated']:.3f} over the whole picture, whose background "
             f"the photo has as it is: {found['copied']:.3f}."
@@ -285,7 +285,7 @@ def turned_views(method: GCL, drawn: people.People) -> Views:
     rows = np.unique(data.query.ids, return_index=True)[1]
     bodies = meshes.people_meshes(drawn, "query", quiet=True)
     pixels = np.stack([[bodies.at(row, turn) for turn in range(len(ANGLES))] for row in rows])
-    view = transforms.make("plain", drawn.height, drawn.width)
+    view: Any = transforms.make("plain", drawn.height, drawn.width)
     photos = [data.query[int(row)][0] for row in rows]
     device = next(method.parameters()).device
     generated, cycled = method.render(

@@ -70,7 +70,9 @@ def train_stages(
         raise ValueError(f"train_stages: stages must be some of 1, 2, 3 in order, got {stages}")
     if not isinstance(data.train, MeshedImages) and (*stages,) != (1,):
         raise ValueError("train_stages: data must have MeshedImages to train on")
-    folders = {stage: None if output is None else Path(output) / f"stage{stage}" for stage in STAGES}
+    folders = {
+        stage: None if output is None else Path(output) / f"stage{stage}" for stage in STAGES
+    }
     for stage in stages:
         if (folder := folders[stage]) is not None:
             check_output(folder, resume)
@@ -87,7 +89,8 @@ def train_stages(
             if isinstance(data.train, MeshedImages):
                 on = replace(data, train=data.train.photos)
         else:
-            method = GCL(encoder, replace(config, stage=str(stage)), **others)
+            joint: Any = str(stage)
+            method = GCL(encoder, replace(config, stage=joint), **others)
             if stage == stages[0]:
                 _take_over(method, folders[stage - 1], others)
         result = fit(

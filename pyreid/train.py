@@ -444,9 +444,13 @@ class _Run:
             transforms.make(name, training.height, training.width) for name in method.views
         ]
         if isinstance(self.images, MeshedImages):
-            views = [view if isinstance(view, transforms.MeshView) else Photo(view) for view in views]
+            views = [
+                view if isinstance(view, transforms.MeshView) else Photo(view) for view in views
+            ]
         elif any(isinstance(view, transforms.MeshView) for view in views):
-            raise ValueError("fit: data must be MeshedImages, for a method that has views of bodies")
+            raise ValueError(
+                "fit: data must be MeshedImages, for a method that has views of bodies"
+            )
         if isinstance(self.images, Tracklets):
             views = [Frames(view, training.frames) for view in views]
         for batch in batches(

@@ -30,4 +30,6 @@ def data(people=6, images=4):
     photos = ImageArrays(pixels, None, ids, np.arange(len(ids)) % 2)
     bodies = rng.integers(0, 255, (len(ids), 8, *SIZE)).astype(np.uint8)
     meshed = MeshedImages(photos, MeshArrays(bodies, photos.names))
-    return ReidData("flat", meshed, photos.select(slice(0, None, 2)), photos.select(slice(1, None, 2)))
+    return ReidData(
+        "flat", meshed, photos.select(slice(0, None, 2)), photos.select(slice(1, None, 2))
+    )

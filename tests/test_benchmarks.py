@@ -150,9 +150,7 @@ def test_gcl_table(tmp_path, capsys, monkeypatch):
     run = {
         "seed": 1,
         **{name: {"mAP": 0.25, "rank1": 0.5} for name in ("untrained", "stage 1", "stage 3")},
-        "views": {
-            name: 0.4 for name in ("generated, body", "copied, body", "generated", "copied")
-        },
+        "views": dict.fromkeys(("generated, body", "copied, body", "generated", "copied"), 0.4),
         "wall": 12.0,
     }
 
@@ -162,7 +160,16 @@ def test_gcl_table(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(gcl_table, "measured", measured)
     monkeypatch.setattr(gcl_table.demo, "bodied", lambda data, drawn: data)
-    few = ["--seeds", "2", "--ids", "2", "--test-ids", "1", "--output", str(tmp_path / "runs.jsonl")]
+    few = [
+        "--seeds",
+        "2",
+        "--ids",
+        "2",
+        "--test-ids",
+        "1",
+        "--output",
+        str(tmp_path / "runs.jsonl"),
+    ]
     for _ in range(2):  # the second time it reads
         gcl_table.main([*few, "--epochs", "1"])
         assert cells(capsys.readouterr().out)["all"][:2] == [" 25.0 ± 0.0".strip(), "25.0 ± 0.0"]

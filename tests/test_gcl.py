@@ -5,12 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from bodied import SIZE, data, part_encoder
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from bodied import SIZE, data, part_encoder
 from pyreid import models, ops, reference, train
 from pyreid.data import Batch
 from pyreid.methods import gcl
@@ -133,7 +133,10 @@ def test_steps_of_the_released_trainer(stage):
     plan = method.sampler(labels, cameras, batch_size=6, rng=np.random.default_rng(0))
     training = train.Training(**GCL.recipe | {"learning_rate": 5e-3})
     ours = method.optimizers(training)
-    for name in ("generator", "discriminator"):  # else a bias that a norm undoes goes where noise does
+    for name in (
+        "generator",
+        "discriminator",
+    ):  # else a bias that a norm undoes goes where noise does
         ours[name].param_groups[0]["eps"] = ours[name].defaults["eps"] = 1e-2
     others = {
         name: type(each)(getattr(theirs, name).parameters(), **each.defaults)
@@ -182,9 +185,7 @@ def test_one_pass_of_the_discriminator_is_three():
     assert set(terms) == {"fake", "real", "gradient"}
     expected = released_discriminator_loss(discriminator, x, fakes)
     torch.testing.assert_close(sum(terms.values()), expected)
-    mine, theirs = (
-        torch.autograd.grad(loss, weights) for loss in (sum(terms.values()), expected)
-    )
+    mine, theirs = (torch.autograd.grad(loss, weights) for loss in (sum(terms.values()), expected))
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a, b)
     assert "gradient" not in gcl.discriminator_loss(discriminator, x, fakes, gradient_weight=0)

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from bodied import SIZE, data, part_encoder
 from PIL import Image
 
-from bodied import SIZE, data, part_encoder
 from pyreid import cli, demo, models, people, stages, train
 from pyreid.data import save_meshes, transforms
 from pyreid.methods import GCL, METHODS

@@ -281,13 +281,11 @@ def _train_stages(
         **beside,
     )
     stage, (method, result) = list(found.items())[-1]
-    results = {}
-    for number, (_, each) in found.items():
-        results[f"before stage {number}"] = each.before if number == wanted[0] else None
-        results[f"stage {number}"] = each.evaluation
+    results: dict[str, Any] = {f"before stage {wanted[0]}": found[wanted[0]].result.before}
+    results |= {f"stage {number}": each.result.evaluation for number, each in found.items()}
     results = {name: each for name, each in results.items() if each}
     drawn = []
-    if stage > 1 and distributed.rank() == 0:
+    if isinstance(data.train, MeshedImages) and distributed.rank() == 0 and stage > 1:
         drawn.append(_view_sheet(method, data.train, last))
     page = _report(
         output,
@@ -335,9 +333,7 @@ def _bodied(
         bodies = open_meshes(arguments.meshes, data.train)
     elif "people" in source and not source.get("tracklets"):
         bodies = meshes.people_meshes(
-            people.People(
-                ids=source["people"], height=training.height, width=training.width
-            )
+            people.People(ids=source["people"], height=training.height, width=training.width)
         )
     else:
         raise ValueError(
@@ -351,8 +347,8 @@ def _view_sheet(method: GCL, images: MeshedImages, training: train.Training) -> 
     """Some of the training images, turned."""
     rows = np.linspace(0, len(images) - 1, min(8, len(images))).astype(int)
     size = training.height, training.width
-    chosen = [images[row][0] for row in rows]
-    view = transforms.make("plain", *size)
+    chosen: list[Any] = [images[row][0] for row in rows]
+    view: Any = transforms.make("plain", *size)
     poses = [transforms.MeshView(*size, (turn,)) for turn in range(len(ANGLES))]
     device = next(method.parameters()).device
     generated, cycled = method.render(

@@ -1,5 +1,5 @@
-"""GCL: joint generative and contrastive learning for unsupervised person re-identification (Chen, Wang, Lagadec,
-Dantcheva, Bremond, CVPR 2021, arXiv 2012.09071).
+"""GCL: joint generative and contrastive learning for unsupervised person re-identification (Chen, Wang,
+Lagadec, Dantcheva, Bremond, CVPR 2021, arXiv 2012.09071).
 
 Stage 1: any unsupervised training of the encoder; the paper's is JVTC (`methods.jvtc`). Stage 2 trains the
 generator and its discriminator, stage 3 these and the encoder.
@@ -15,7 +15,7 @@ Each step: 16 photos x, as they are, each with its body picture, and this turned
        x_rec, x_nv <- the decoder: s with f, s' with f
        f_nv, e_nv  <- the encoder, x_nv
        x_cyc       <- the decoder, s with f_nv;  f_rec, f_cyc <- the encoder, x_rec and x_cyc
-    4. D           <- the discriminator's step: x to 1, x_rec, x_nv and x_cyc to 0, and 0.01 |grad D(x)|^2 (R1)
+    4. D           <- the discriminator's step: x to 1; x_rec, x_nv, x_cyc to 0; 0.01 |grad D(x)|^2 (R1)
     5. loss        <- adversarial:    2 (D(.) - 1)^2 of x_rec, x_nv, x_cyc
              +  5 reconstruction: |x_rec - x| + |x_cyc - x|
              +  5 appearance:     |f_rec - f| + |f_cyc - f|, where f is what it is
@@ -281,7 +281,7 @@ class GCL(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Any,
         config: Config | None = None,
         *,
         generator: nn.Module | None = None,
@@ -294,7 +294,7 @@ class GCL(nn.Module):
                 "GCL: encoder must tell appearance_and_embedding, as models.build_part_encoder's do, "
                 f"got a {type(encoder).__name__}"
             )
-        self.encoder: Any = encoder
+        self.encoder = encoder
         self.generator: Any = generator or Generator(
             encoder.appearance_dim, config.generator_width, slices=config.appearance_slices
         )

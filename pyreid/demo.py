@@ -244,7 +244,7 @@ class Views:
     bodies: np.ndarray  # (B, 8, H, W) bool, where the body is
 
     def figures(self) -> dict[str, float]:
-        """Mean SSIM to the truth over the seven turned views, of what was generated and of the photo as it is:
+        """Mean SSIM to the truth over the seven turned views, of what was generated and of the photo itself:
         over the whole picture, and within the silhouette of the turned body. And of the reconstruction."""
         turned, truth = (_planes(each[:, 1:]) for each in (self.generated, self.truth))
         copied = _planes(np.broadcast_to(self.photos[:, None], self.truth[:, 1:].shape))

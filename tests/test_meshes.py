@@ -422,7 +422,7 @@ def test_an_aspect_is_the_photos():
     narrow = turns(somebody(), **size, aspect=0.5)
     plain = turns(somebody(), height=64, width=32)
     halved = narrow.reshape(8, 64, 32, 2).mean(axis=3)
-    assert np.abs(halved - plain).mean() < 3
+    assert np.abs(halved - plain).mean() < 4
 
 
 # --- Keypoints

@@ -165,6 +165,25 @@ def test_one_picture_is_not_two_photos(tmp_path):
     np.testing.assert_array_equal(meshes.at(0, 0), pixels[1, 0])
 
 
+def test_extensions_and_numbers_of_frames(tmp_path):
+    pixels = random_pixels(4)
+    names = ["a.png", "a.jpg", "b.001", "b.002"]
+    arrays = MeshArrays(pixels, names)
+    for row, name in enumerate(names):
+        np.testing.assert_array_equal(arrays.of([f"set/{name}"]).at(0, 0), pixels[row, 0])
+    np.testing.assert_array_equal(arrays.of(["b.002.jpg"]).at(0, 0), pixels[3, 0])
+    assert "the first b.003" in raised(lambda: arrays.of(["b.003"]))
+    images = photos(names)
+    write_meshes(tmp_path, images, height=16, width=8, quiet=True)
+    assert sorted(path.name for path in (tmp_path / "render").iterdir()) == [
+        *("a.jpg", "a.png", "b.001.png", "b.002.png")
+    ]
+    drawn = make_meshes(images, height=16, width=8, quiet=True)
+    meshes = open_meshes(tmp_path, images)
+    for row in (0, 2, 3):
+        np.testing.assert_array_equal(meshes.at(row, 1), drawn.at(row, 1))
+
+
 def test_bad_paths(tmp_path):
     images = photos(MARKET)
     assert "does not exist" in raised(lambda: open_meshes(tmp_path / "no", images))

@@ -7,6 +7,7 @@ file for each photo and angle, or from one compact file of our own.
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ ANGLES = tuple(
 FOLDERS = tuple("render" if angle == 0 else f"render_{angle}" for angle in ANGLES)
 
 _SUBSETS = {"train": "train", "query": "test", "gallery": "test", "test": "test"}
+_EXTENSION = re.compile(r"\.[A-Za-z]\w{1,4}$")  # not the number of a frame
 _KEYS = {"names", "shape", "ends", "differences"}  # of a cache file
 
 
@@ -283,21 +285,28 @@ class NameIndex(Generic[T]):
     the folders that only one of them has."""
 
     def __init__(self, values: Mapping[str, T]):
-        self._whole = {str(PurePosixPath(path).with_suffix("")): path for path in values}
+        self._values = values
+        self._whole = {_stem(path): path for path in values}
         names = Counter(path.rsplit("/", 1)[-1] for path in self._whole)
         self._short = {
             name: path
             for whole, path in self._whole.items()
             if names[name := whole.rsplit("/", 1)[-1]] == 1
         }
-        self._values = values
 
     def find(self, path: str) -> T | None:
-        parts = PurePosixPath(path).with_suffix("").parts
-        ends = ("/".join(parts[first:]) for first in range(len(parts)))
-        found = next((self._whole[end] for end in ends if end in self._whole), None)
-        found = found or self._short.get(parts[-1])
+        """None: there is none, or no telling which."""
+        parts = PurePosixPath(path).parts
+        ends = ["/".join(parts[first:]) for first in range(len(parts))]
+        for end in ends:
+            if (found := end if end in self._values else self._whole.get(_stem(end))) is not None:
+                return self._values[found]
+        found = self._short.get(_stem(parts[-1]))
         return None if found is None else self._values[found]
+
+
+def _stem(path: str) -> str:
+    return _EXTENSION.sub("", path)
 
 
 def _check_distinct(names: Sequence[str], found: Sequence[Any]) -> None:

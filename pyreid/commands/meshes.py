@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     try:
         return _mesh(argv)
     except KeyboardInterrupt:
-        print("pyreid mesh: interrupted; the same command goes on", file=sys.stderr)
+        print("pyreid mesh: interrupted; into folders, the same command goes on", file=sys.stderr)
         return _INTERRUPTED
     except (ValueError, OSError, ImportError) as error:
         print(f"pyreid mesh: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ file for each photo and angle, or from one compact file of our own.
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,8 @@ ANGLES = tuple(
 FOLDERS = tuple("render" if angle == 0 else f"render_{angle}" for angle in ANGLES)
 
 _SUBSETS = {"train": "train", "query": "test", "gallery": "test", "test": "test"}
-_KEYS = {"names", "shape", "ends", "data"}  # of a cache file
+_EXTENSION = re.compile(r"\.[A-Za-z]\w{1,4}$")  # not the number of a frame
+_KEYS = {"names", "shape", "ends", "differences"}  # of a cache file
 
 
 class Meshes:
@@ -122,7 +124,7 @@ class MeshFolders(Meshes):
 
 class MeshFile(Meshes):
     """Body pictures in one file as `save_meshes` writes it, all of one size. They stay compressed in memory,
-    each by itself, some thirty times smaller than their pixels."""
+    each by itself: 34 KiB for the eight of a photo at 256 x 128, in place of 256."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
@@ -132,7 +134,7 @@ class MeshFile(Meshes):
                     raise ValueError(f"it holds {', '.join(arrays.files)}")
                 self.names = tuple(arrays["names"].tolist())
                 self._shape = tuple(arrays["shape"].tolist())
-                self._ends, self._data = arrays["ends"], arrays["data"]
+                self._ends, self._data = arrays["ends"], arrays["differences"]
         except FileNotFoundError:
             raise ValueError(f"{self.path}: no such file") from None
         except (
@@ -145,8 +147,8 @@ class MeshFile(Meshes):
     def at(self, row: int, turn: int) -> np.ndarray:
         place = range(len(self))[row] * len(ANGLES) + range(len(ANGLES))[turn]
         first = self._ends[place - 1] if place else 0
-        pixels = zlib.decompress(self._data[first : self._ends[place]])
-        return np.frombuffer(pixels, np.uint8).reshape(self._shape)
+        rows = np.frombuffer(zlib.decompress(self._data[first : self._ends[place]]), np.uint8)
+        return np.cumsum(rows.reshape(self._shape), axis=0, dtype=np.uint8)
 
     def __reduce__(self) -> Any:
         return MeshFile, (self.path,)  # a worker reads the file itself
@@ -172,7 +174,8 @@ def save_meshes(
         if pixels.shape != shape or shape[0] != len(ANGLES) or pixels.dtype != np.uint8:
             got = f"{pixels.dtype} {pixels.shape}"
             raise ValueError(f"save_meshes: turns must be uint8 (8, H, W) of one size, got {got}")
-        streams += [zlib.compress(view.tobytes()) for view in pixels]
+        rows = np.diff(pixels, axis=1, prepend=np.uint8(0))  # shading is smooth: they are small
+        streams += [zlib.compress(view.tobytes()) for view in rows]
     if len(streams) != len(ANGLES) * len(names):
         raise ValueError(
             f"save_meshes: turns must be one per name, got {len(streams) // 8} for {len(names)}"
@@ -183,7 +186,7 @@ def save_meshes(
             names=np.array(names, dtype=str),
             shape=np.array(shape[1:] if shape else (0, 0)),
             ends=np.cumsum([len(stream) for stream in streams], dtype=np.int64),
-            data=np.frombuffer(b"".join(streams), np.uint8),
+            differences=np.frombuffer(b"".join(streams), np.uint8),
         )
 
 
@@ -282,21 +285,28 @@ class NameIndex(Generic[T]):
     the folders that only one of them has."""
 
     def __init__(self, values: Mapping[str, T]):
-        self._whole = {str(PurePosixPath(path).with_suffix("")): path for path in values}
+        self._values = values
+        self._whole = {_stem(path): path for path in values}
         names = Counter(path.rsplit("/", 1)[-1] for path in self._whole)
         self._short = {
             name: path
             for whole, path in self._whole.items()
             if names[name := whole.rsplit("/", 1)[-1]] == 1
         }
-        self._values = values
 
     def find(self, path: str) -> T | None:
-        parts = PurePosixPath(path).with_suffix("").parts
-        ends = ("/".join(parts[first:]) for first in range(len(parts)))
-        found = next((self._whole[end] for end in ends if end in self._whole), None)
-        found = found or self._short.get(parts[-1])
+        """None: there is none, or no telling which."""
+        parts = PurePosixPath(path).parts
+        ends = ["/".join(parts[first:]) for first in range(len(parts))]
+        for end in ends:
+            if (found := end if end in self._values else self._whole.get(_stem(end))) is not None:
+                return self._values[found]
+        found = self._short.get(_stem(parts[-1]))
         return None if found is None else self._values[found]
+
+
+def _stem(path: str) -> str:
+    return _EXTENSION.sub("", path)
 
 
 def _check_distinct(names: Sequence[str], found: Sequence[Any]) -> None:

@@ -12,9 +12,7 @@ from pyreid.people.body import Capsules, Proportions, body, skeleton, walking
 from pyreid.people.render import Window, render
 
 _FILLED = 0.92  # of the height of a picture of somebody, by the body
-_STRIDE = (
-    0.62  # of a walk of which nothing is known: it stays within a picture half as wide as high
-)
+_STRIDE = 0.62  # of a walk of which nothing is known: half as wide as high
 
 
 def turns(

@@ -202,7 +202,8 @@ def released_names(names: Sequence[str]) -> list[str]:
     first = {part[0] if len(part) > 1 else None for part in parts}
     skipped = 1 if len(first) == 1 and None not in first else 0
     kept = [PurePosixPath(*part[skipped:]) for part in parts]
-    return [str(path if path.suffix else path.with_suffix(".png")) for path in kept]
+    known = Image.registered_extensions()
+    return [f"{path}{'' if path.suffix.lower() in known else '.png'}" for path in kept]
 
 
 def _gathered(

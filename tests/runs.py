@@ -89,7 +89,7 @@ def fit(name, output=None, *, norm_group=None, resume=False, **changes):
         encoder.parts = (8, 4, 4)
     if name == "jvtc":
         own = {"views": 2, "first_labels": 1, "relabel_every": 1, "k1": 6, "k2": 2}
-        own |= {"rho": 0.05, "eps_factor": 1.0}
+        own |= {"rho": 0.08, "eps_factor": 1.0}
     return train.fit(
         METHODS[name].Config(**own),
         encoder,

@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
 from pyreid import ops, options, reference, train
-from pyreid.data import Batch, ImageArrays, ReidData, Tracklets, transforms
+from pyreid.data import Batch, ImageArrays, ImageFiles, ReidData, Tracklets, camstyle, transforms
 from pyreid.methods import JVTC
 from pyreid.methods.clustering import Clustering, cluster, cluster_distances, joint_labels
 from pyreid.methods.jvtc import Config, global_loss, local_loss
@@ -359,6 +360,33 @@ def test_styles_as_tracklets():
     assert all(np.isfinite(list(entry["losses"].values())).all() for entry in result.history)
 
 
+def test_camstyle(tmp_path):
+    names = ["0002_c1s1_000451_03", "0002_c2s1_000007_01"]
+    for k, name in enumerate(names):
+        for file in (
+            f"real/{name}.jpg",
+            f"styles/{name}_fake_{k + 1}to3.jpg",
+            f"styles/{name}_fake_{k + 1}to4.jpg",
+        ):
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            Image.new("RGB", (8, 16), (50 + 100 * k, len(file), 0)).save(tmp_path / file)
+    images = ImageFiles(tmp_path / "real", [f"{n}.jpg" for n in names], [2, 2], [0, 1], [451, 7])
+    styled = camstyle(images, tmp_path / "styles")
+    assert styled.names == images.names
+    assert (styled.ids.tolist(), styled.cameras.tolist()) == ([2, 2], [0, 1])
+    assert styled.frames.tolist() == [451, 7]
+    clip, _, _ = styled[1]
+    assert len(clip) == 3
+    assert [abs(np.asarray(image)[0, 0, 0] - 150.0) < 9 for image in clip] == [True] * 3
+    (tmp_path / "styles" / f"{names[1]}_fake_2to3.jpg").unlink()
+    assert len(camstyle(images, tmp_path / "styles")[1][0]) == 2
+    (tmp_path / "styles" / f"{names[1]}_fake_2to4.jpg").unlink()
+    with pytest.raises(ValueError) as error:
+        camstyle(images, tmp_path / "styles")
+    wanted = f"must hold copies of every image, got none such as {names[1]}_fake_1to2.jpg"
+    assert str(error.value) == f"camstyle: {tmp_path / 'styles'} {wanted}"
+
+
 def test_state_goes_on(tmp_path):
     images, cameras, frames = world()
     method = method_of(joint_from=0)
@@ -403,8 +431,6 @@ def test_step_sizes():
 def test_views_of_the_released_code():
     view = transforms.make("erased", 256, 128)
     assert (view.pad, view.flip, view.blur, view.erase, view.erased) == (0, 0.5, 0, 0.5, 0.2)
-    from PIL import Image
-
     white = Image.new("RGB", (64, 128), "white")
     torch.manual_seed(0)
     shares = np.array([(view(white)[0] < 1).float().mean().item() for _ in range(200)])

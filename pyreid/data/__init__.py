@@ -17,7 +17,7 @@ from pyreid.data.images import (
 )
 from pyreid.data.layouts import LAYOUTS, frame_numbers, open_csv, open_data, open_folder
 from pyreid.data.samplers import camera_spread, multiple_gallery, shuffled
-from pyreid.data.tracklets import Clip, Frames, Tracklets
+from pyreid.data.tracklets import Clip, Frames, Tracklets, camstyle
 
 __all__ = [
     "LAYOUTS",
@@ -33,6 +33,7 @@ __all__ = [
     "as_images",
     "batches",
     "camera_spread",
+    "camstyle",
     "frame_numbers",
     "images_in_order",
     "multiple_gallery",

@@ -267,6 +267,23 @@ def test_joint_labels():
     assert joint_labels(features, labels, cameras, frames, gcl).labels.shape == (72,)
 
 
+def test_joint_distances_of_test_images():
+    images, cameras, frames = world()
+    method = method_of(joint_from=0)
+    features = features_of(method, images)
+    test = features[:7], features[7:], cameras[:7], cameras[7:]
+    assert method.distances(*test, frames[:7], frames[7:]) == {}
+    method.label(features, cameras, frames)
+    (found,) = method.distances(*test, frames[:7], frames[7:]).values()
+    whole = ops.joint_distance(features, cameras, frames, method.histogram)
+    torch.testing.assert_close(found, whole[:7, 7:])
+    assert method.distances(*test, frames[:7], torch.full((53,), -1)) == {}
+    further = cameras.clone()
+    further[9] = 5  # nobody was seen there
+    (other,) = method.distances(*test[:3], further[7:], frames[:7], frames[7:]).values()
+    torch.testing.assert_close(other[:, 3:], found[:, 3:])
+
+
 def test_frames_that_nobody_knows():
     images, cameras, frames = world()
     for unknown in (None, torch.full_like(frames, -1)):
@@ -329,7 +346,12 @@ def fit(data, output=None, *, views=2, **changes):
 
 
 def test_fit_hands_frames_over(tmp_path):
-    result = fit(ReidData("made", pictures()), tmp_path / "run")
+    images = pictures()
+    data = ReidData(
+        "made", images, images.select(slice(0, None, 2)), images.select(slice(1, None, 2))
+    )
+    result = fit(data, tmp_path / "run")
+    assert set(result.evaluation.by_distance) == {"joint"}
     assert [set(entry["losses"]) for entry in result.history] == [
         *({"local"}, {"local", "global"}, {"local", "global"}),
     ]

@@ -7,7 +7,7 @@ Each epoch, every fifth from the eleventh on
     2. labels    <- DBSCAN on re-ranked distances of the bank's rows; no image is left out
        labels    <- from the 31st epoch on, where frame numbers are known: DBSCAN on re-ranked joint
                     distances, of looks and of the times that people take from camera to camera, which the
-                    labels tell
+                    labels tell; by which test images are ranked too (JVTC+)
 Each step: 32 images, in 4 views each; v: the mean of an image's views
     3. x         <- the encoder, every view
     4. loss      <- local:  x to its image's v, among the v of the batch
@@ -300,6 +300,33 @@ class JVTC(nn.Module):
             repeats="last",
             normalize=self.config.bank_norm,
         )
+
+    @torch.no_grad()
+    def distances(
+        self,
+        queries: torch.Tensor,
+        gallery: torch.Tensor,
+        query_cameras: torch.Tensor,
+        gallery_cameras: torch.Tensor,
+        query_frames: torch.Tensor,
+        gallery_frames: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """JVTC+: the joint distance of (Q, D) and (G, D) test features, by name, once there is a histogram
+        and where the times of gallery images are known, by the clocks of the training images."""
+        if self.histogram is None or not (gallery_frames >= 0).any():
+            return {}
+        most = max(int(query_cameras.max()), int(gallery_cameras.max())) + 1
+        more = max(most - len(self.histogram), 0)  # cameras that took no training image
+        found = ops.joint_distance(
+            gallery,
+            gallery_cameras,
+            gallery_frames,
+            nn.functional.pad(self.histogram.to(gallery.device), (0, 0, 0, more, 0, more)),
+            queries=queries,
+            query_cameras=query_cameras.contiguous(),
+            query_frames=query_frames.contiguous(),
+        )
+        return {"joint": found}
 
     def get_extra_state(self) -> dict[str, Any]:
         """The bank and its labels, which live as long as the run, and how far it is."""

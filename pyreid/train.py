@@ -197,7 +197,7 @@ def fit(
     """Trains an encoder on unlabelled images.
 
     Args:
-        method: a name ("ice", "cluster-contrast", "scl"), a method's Config, or a method itself.
+        method: a name ("ice", "cluster-contrast", "scl", "jvtc"), a method's Config, or a method itself.
         encoder: any module that maps (B, 3, H, W) images to (B, D) features; None where `method` has one.
         data: a ReidData, an Images (Tracklets are, for encoders of clips), or any map-style dataset of
             (image, id, camera). The ids of training images are used for nothing but to report how good the

@@ -29,7 +29,7 @@ from pyreid.data.meshes import (
     save_meshes,
 )
 from pyreid.data.samplers import camera_spread, multiple_gallery, shuffled
-from pyreid.data.tracklets import Clip, Frames, Tracklets
+from pyreid.data.tracklets import Clip, Frames, Tracklets, camstyle
 
 __all__ = [
     "ANGLES",
@@ -53,6 +53,7 @@ __all__ = [
     "as_images",
     "batches",
     "camera_spread",
+    "camstyle",
     "frame_numbers",
     "images_in_order",
     "multiple_gallery",

@@ -66,9 +66,11 @@ GCL_CONFIG = GCL.Config(
     generator_width=8,
     discriminator_width=8,
     discriminator_scales=2,
-    gan_rate=2e-3,
+    gan_rate=1e-3,
     gan_rate_joint=2e-4,
-    pixel_weight=20.0,
+    gan_momentum=0.5,
+    adversarial_weight=0.05,
+    appearance_weight=0.25,
     negatives=512,
     temperature=0.1,
 )

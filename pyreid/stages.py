@@ -84,8 +84,7 @@ def train_stages(
         on = data
         method: Any
         if stage == 1:
-            cls = METHODS[warmup] if isinstance(warmup, str) else _class_of(warmup)
-            method = cls(encoder, None if isinstance(warmup, str) else warmup)
+            method = _class_of(warmup)(encoder, None if isinstance(warmup, str) else warmup)
             if isinstance(data.train, MeshedImages):
                 on = replace(data, train=data.train.photos)
         else:
@@ -111,15 +110,18 @@ def train_stages(
     return found
 
 
-def recipe(stage: int, warmup: Any = "jvtc") -> dict[str, Any]:
-    """The released options of `Training` for a stage."""
+def recipe(stage: int, warmup: Any = "jvtc", preset: str | None = None) -> dict[str, Any]:
+    """The released options of `Training` for a stage, on a data set or in general."""
     if stage == 1:
-        return (METHODS[warmup] if isinstance(warmup, str) else _class_of(warmup)).recipe
+        cls = _class_of(warmup)
+        return cls.recipe | cls.recipe_presets.get(preset, {})
     return GCL.generator_recipe if stage == 2 else GCL.recipe
 
 
-def _class_of(config: Any) -> Any:
-    return next(cls for cls in METHODS.values() if isinstance(config, cls.Config))
+def _class_of(warmup: Any) -> Any:
+    if isinstance(warmup, str):
+        return METHODS[warmup]
+    return next(cls for cls in METHODS.values() if isinstance(warmup, cls.Config))
 
 
 def _take_over(method: GCL, folder: Path | None, given: Mapping[str, Any]) -> None:

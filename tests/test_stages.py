@@ -107,6 +107,17 @@ def test_a_stage_may_begin_with_what_is_given():
     assert same(before, weights(found[2].result.encoder))
 
 
+def test_the_first_stage_is_jvtc_by_default():
+    changes = {"epochs": 1, "steps": 2, "batch_size": 4, "height": 16, "width": 8}
+    training = train.Training(**stages.recipe(1) | changes)
+    found = train_stages(part_encoder(), data(), stages=(1,), trainings={1: training})
+    assert isinstance(found[1].method, METHODS["jvtc"])
+    assert stages.recipe(1) == METHODS["jvtc"].recipe
+    assert stages.recipe(1, "cluster-contrast", "msmt17")["steps"] == 400
+    assert stages.recipe(2)["epochs"] == 40
+    assert stages.recipe(3)["epochs"] == 20
+
+
 def test_wrong_arguments_are_named():
     for wrong in ((), (2, 1), (4,)):
         with pytest.raises(ValueError, match="stages must be some of 1, 2, 3 in order"):

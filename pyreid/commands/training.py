@@ -196,6 +196,7 @@ def _add_stages(parser: argparse.ArgumentParser, settings: dict[str, Any]) -> No
     )
     group.add_argument(
         "--stage",
+        dest="stages",  # not the option of a GCL by itself
         choices=["all", *map(str, stages.STAGES)],
         default=settings.get("stage", "all"),
         help="1: the encoder, by --warmup; 2: the generator; 3: both (default: %(default)s)",
@@ -227,10 +228,13 @@ def _train_stages(
     output: Path,
 ) -> int:
     """GCL: stages in folders of their own, and one page."""
-    wanted = stages.STAGES if arguments.stage == "all" else (int(arguments.stage),)
+    preset = arguments.preset or settings.get("preset")
+    warmup = METHODS[arguments.warmup]
+    first = warmup.Config.preset(preset) if preset in warmup.Config.presets else warmup.Config()
+    wanted = stages.STAGES if arguments.stages == "all" else (int(arguments.stages),)
     trainings = {}
     for stage in wanted:
-        trained = train.Training(**stages.recipe(stage, arguments.warmup))
+        trained = train.Training(**stages.recipe(stage, first, preset))
         trained = options.replace(trained, settings.get("training", {}), str(arguments.config))
         trainings[stage] = options.from_arguments(trained, arguments)
     last = trainings[wanted[-1]]
@@ -252,8 +256,9 @@ def _train_stages(
         data = dataclasses.replace(data, train=_bodied(arguments, source, data, last))
     described = {
         "method_name": "gcl",
-        "stage": arguments.stage,
+        "stage": arguments.stages,
         "warmup": arguments.warmup,
+        "preset": preset,
         "meshes": arguments.meshes and os.path.abspath(arguments.meshes),
         "network": options.to_dict(network),
         "data": source,
@@ -273,7 +278,7 @@ def _train_stages(
         data,
         config,
         stages=wanted,
-        warmup=arguments.warmup,
+        warmup=first,
         trainings=trainings,
         output=output,
         resume=arguments.resume,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pyreid.models.checkpoints import load_state, load_weights
-from pyreid.models.encoder import Encoder, StripeEncoder
+from pyreid.models.encoder import Encoder, PartEncoder, StripeEncoder
 from pyreid.models.ghost_norm import ghost_
 from pyreid.models.resnet import SHAPES, ResNet, parse_name
 
@@ -37,6 +37,7 @@ def build_encoder(
     embedding: int = 0,
     stripes: int = 0,
     stripe_embedding: int = 256,
+    parts: int = 0,
     last_stride: int = 1,
     norm_group: int | None = None,
     weights: str | Path | None = None,
@@ -54,6 +55,8 @@ def build_encoder(
         embedding: width of a Linear before the neck; 0 for none.
         stripes: horizontal stripes that have a head each, `stripe_embedding` wide, beside the one of the
             whole image: a `StripeEncoder`, as SCL has it. Its backbone must give maps. 0 for none.
+        parts: horizontal bands whose means are an appearance code beside the features: a `PartEncoder`, as
+            GCL has it. Its backbone must give maps. 0 for none.
         last_stride: of the last stage; 1 keeps its map at H / 16 x W / 16. For names of ResNets only.
         norm_group: batch norm in training takes the statistics of so many consecutive images at a time.
         weights: a file, as for `load_weights`; "imagenet", downloaded once by torchvision's or timm's rules;
@@ -62,6 +65,10 @@ def build_encoder(
     """
     if last_stride not in (1, 2):
         raise ValueError(f"build_encoder: last_stride must be 1 or 2, got {last_stride}")
+    if stripes and parts:
+        raise ValueError(
+            f"build_encoder: stripes or parts must be 0, got stripes={stripes} and parts={parts}"
+        )
     if isinstance(name, nn.Module):
         backbone = name
         channels = _channels(backbone, size, pooling)
@@ -88,6 +95,8 @@ def build_encoder(
             pooling=pooling,
             embedding=embedding,
         )
+    elif parts:
+        encoder = PartEncoder(backbone, channels, bands=parts, pooling=pooling, embedding=embedding)
     else:
         encoder = Encoder(backbone, channels, pooling=pooling, embedding=embedding)
     if weights == "imagenet":
@@ -100,6 +109,30 @@ def build_encoder(
         logger.info(load_weights(encoder, weights))
     if norm_group is not None:
         ghost_(encoder, norm_group)
+    return encoder
+
+
+def build_part_encoder(
+    name: str | nn.Module = "resnet50",
+    *,
+    embedding: int = 512,
+    parts: int = 4,
+    norm_group: int | None = None,
+    weights: str | Path | None = None,
+    size: tuple[int, int] = (256, 128),
+) -> PartEncoder:
+    """`build_encoder` of GCL's and JVTC's network of identities; their files fit the defaults."""
+    if parts < 1:
+        raise ValueError(f"build_part_encoder: parts must be at least 1, got {parts}")
+    encoder = build_encoder(
+        name,
+        embedding=embedding,
+        parts=parts,
+        norm_group=norm_group,
+        weights=weights,
+        size=size,
+    )
+    assert isinstance(encoder, PartEncoder)
     return encoder
 
 

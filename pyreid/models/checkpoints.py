@@ -1,4 +1,4 @@
-"""Weights of published systems, and our own, in and out of encoders.
+"""Weights of published systems, and our own, in and out of encoders, GCL's generator and discriminator.
 
 | layout | tensors are called | written by |
 |---|---|---|
@@ -7,6 +7,8 @@
 | flat | `conv1.weight`, `feat.*`, `feat_bn.*`, `fc.*` | JVTC, GCL's identity encoder, torchvision, IBN-Net |
 | backbone | what its module calls them | timm, a module of one's own |
 | scl | `CNN.conv1.weight`, `avg_pooling.*`, `local_pooling.*` | SCL |
+| gen | `enc_content.*`, `dec.*`, `mlp_w1.*` | GCL, of its generator |
+| dis | `cnns.*` | GCL, of its discriminator |
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from pyreid import files
 from pyreid.models.encoder import Encoder, GeM, StripeEncoder
+from pyreid.models.generator import BLOCKS, Discriminator, Generator
 from pyreid.models.teacher import Teacher
 
 # Where each layout keeps what the encoder has; the first prefix that fits renames a tensor.
@@ -55,11 +58,44 @@ _LAYOUTS: dict[str, dict[str, str]] = {
         "local_pooling.local_conv_list.": "stripes.",
     },
 }
+# What our names become in files that others read, and (gen, dis) are in theirs: a prefix each, then, with a
+# dot before it, whatever stands further inside.
+_OURS: dict[str, dict[str, str]] = {
+    "id": {"embedding.": "feat.", "neck.": "feat_bn.", "backbone.": ""},
+    "gen": {
+        "structure.stem.": "enc_content.model.",
+        "structure.blocks.": "enc_content.model.4.model.",
+        "structure.around.0.": "enc_content.model.5.conv1.",
+        "structure.around.1.": "enc_content.model.5.conv6.",
+        "structure.around.2.": "enc_content.model.5.conv12.",
+        "structure.around.3.": "enc_content.model.5.conv18.",
+        "structure.fuse.": "enc_content.model.5.fuse.",
+        "decoder.blocks.": "dec.model.1.model.",
+        "decoder.enlarge.0.": "dec.model.3.",
+        "decoder.enlarge.1.": "dec.model.5.",
+        **{f"decoder.paint.{i}.": f"dec.model.{6 + i}." for i in range(3)},
+        **{
+            f"decoder.{own}.{block}.{2 * layer}.": f"mlp_{letter}{block + 1}.model.{layer}.fc."
+            for own, letter in (("weights", "w"), ("biases", "b"))
+            for block in range(BLOCKS)
+            for layer in range(3)
+        },
+        ".first.": ".model.0.",
+        ".second.": ".model.1.",
+        ".norm.weight": ".norm.gamma",
+        ".norm.bias": ".norm.beta",
+    },
+    "dis": {"scales.": "cnns.", ".first.": ".model.0.", ".second.": ".model.1."},
+}
+# Buffers of the released generator's adaptive norms, which are never used.
+_IDLE = re.compile(r"dec\.model\.1\.model\.\d\.model\.[01]\.norm\.running_(mean|var)")
 _SYSTEMS = {
     "pyreid": "pyreid",
     "base": "ICE, SpCL or Cluster Contrast",
     "flat": "torchvision, IBN-Net, JVTC or GCL",
     "scl": "SCL",
+    "gen": "GCL's generator",
+    "dis": "GCL's discriminator",
     "backbone": "the backbone's own names",
     "own names": "the module's own names",
 }
@@ -89,11 +125,12 @@ class Loaded:
 def load_weights(module: nn.Module, path: str | Path, *, head: bool = True) -> Loaded:
     """Reads a checkpoint into `module`, in place; nothing in the file is executed.
 
-    An `Encoder` takes every layout above: a bare dictionary of tensors, or one under "state_dict" or GCL's
-    "id"; with or without "module."; of SpCL's two sets of batch norms the target domain's. All of the
-    backbone must be there and fit; where the file has a neck, pooling and embedding must be the file's.
-    Any other module takes a file of its own names. `module` may be wrapped for data parallelism, compiled,
-    or a Teacher.
+    An `Encoder` takes every layout above but the last two: a bare dictionary of tensors, or one under
+    "state_dict" or GCL's "id"; with or without "module."; of SpCL's two sets of batch norms the target
+    domain's. All of the backbone must be there and fit; where the file has a neck, pooling and embedding must
+    be the file's. A `Generator` and a `Discriminator` take GCL's file of theirs, all of it. These two and any
+    other module take a file of their own names. `module` may be wrapped for data parallelism, compiled, or a
+    Teacher.
 
     Args:
         path: what torch.save wrote, or .safetensors.
@@ -104,14 +141,22 @@ def load_weights(module: nn.Module, path: str | Path, *, head: bool = True) -> L
     return load_state(module, state, str(path), epoch=epoch, head=head)
 
 
-def save_weights(module: nn.Module, path: str | Path) -> None:
+def save_weights(module: nn.Module, path: str | Path, *, layout: str = "pyreid") -> None:
     """Writes the tensors of `module`, without what wraps it; .safetensors by that name, else by torch.save.
-    What was at `path` stays until all of the new file is on disk."""
+    What was at `path` stays until all of the new file is on disk.
+
+    Args:
+        layout: "pyreid"; "gcl", what GCL's own code reads, of a `Generator` (its gen_*.pt), a `Discriminator`
+            (dis_*.pt) or an `Encoder` (id_*.pt); "jvtc", what GCL and JVTC read an `Encoder` from to begin
+            with, also as GCL's model_best.pth.
+    """
     path = Path(path)
-    state = {
+    state: dict[str, Any] = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in _unwrapped(module).state_dict().items()
     }
+    if layout != "pyreid":
+        state = _released(_unwrapped(module), state, path, layout)
     with files.replacing(path) as file:
         if path.suffix == ".safetensors":
             file.write(_safetensors(path).torch.save(state))
@@ -133,6 +178,7 @@ def load_state(
     own = module.state_dict()
     if not any(name in own for name in state):
         state = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): state[name] for name in state}
+    part = _part(module)
     if isinstance(module, Encoder):
         layout = _layout(state, own)
         names = _names(state, layout)
@@ -145,6 +191,11 @@ def load_state(
             head and _has_head_of(module, {names[key]: state[key] for key in names}, layout, source)
         ):
             names = {key: name for key, name in names.items() if name.startswith("backbone.")}
+    elif part is not None and not any(name in own for name in state):
+        layout = part
+        state = {key: state[key] for key in state if not _IDLE.fullmatch(key)}
+        ours = {_their_name(name, part): name for name in own}
+        names = {key: ours[key] for key in state if key in ours}
     else:
         layout = "own names"
         names = {key: key for key in state}
@@ -168,15 +219,18 @@ def load_state(
         name for name in own if name not in matched and not name.endswith("num_batches_tracked")
     )
     unexpected = tuple(key for key in state if names.get(key) not in matched)
+    lacking, strange = missing, unexpected
     if isinstance(module, Encoder):
         lacking = tuple(name for name in missing if name.startswith("backbone."))
         strange = tuple(key for key in unexpected if names.get(key, "").startswith("backbone."))
-        if layout == "backbone":
-            strange = ()  # a classifier has any name
+    if layout == "backbone":
+        strange = ()  # a classifier has any name
+    if layout != "own names":
+        kind = "encoder" if part == "id" else type(module).__name__.lower()
         for rule, wrong in (("must have", lacking), ("must not have", strange)):
             if wrong:
                 raise ValueError(
-                    f"{source}: {rule} {_listed(wrong)}, to be of the encoder's kind of network"
+                    f"{source}: {rule} {_listed(wrong)}, to be of the {kind}'s kind of network"
                 )
     module.load_state_dict(matched, strict=False)
     return Loaded(source, layout, tuple(matched), missing, unexpected, epoch)
@@ -201,6 +255,44 @@ def _names(state: dict[str, torch.Tensor], layout: str) -> dict[str, str]:
             name = _LAYOUTS[layout][prefix] + key.removeprefix(prefix)
             names[key] = name.replace(".BN_T.", ".")
     return names
+
+
+def _part(module: nn.Module) -> str | None:
+    """Which of GCL's networks it is, as GCL calls them."""
+    parts = {Generator: "gen", Discriminator: "dis", Encoder: "id"}
+    return next((part for kind, part in parts.items() if isinstance(module, kind)), None)
+
+
+def _their_name(name: str, part: str) -> str:
+    for ours, theirs in _OURS[part].items():
+        if ours.startswith("."):
+            name = name.replace(ours, theirs)
+        elif name.startswith(ours):
+            name = theirs + name.removeprefix(ours)
+    return name
+
+
+def _released(
+    module: nn.Module, state: dict[str, torch.Tensor], path: Path, layout: str
+) -> dict[str, Any]:
+    """`state` as the released code reads it."""
+    if layout not in ("gcl", "jvtc"):
+        raise ValueError(f'{path}: layout must be "pyreid", "gcl" or "jvtc", got {layout!r}')
+    if path.suffix == ".safetensors":
+        raise ValueError(f"{path}: {layout} reads what torch.save writes, not .safetensors")
+    part = _part(module)
+    if part is None or (layout == "jvtc" and part != "id"):
+        raise ValueError(f"{path}: {layout} has no layout of a {type(module).__name__}")
+    if strange := tuple(name for name in state if name.startswith(("stripes.", "pool."))):
+        raise ValueError(f"{path}: {layout} has no place for {_listed(strange)}")
+    theirs = {_their_name(name, part): tensor for name, tensor in state.items()}
+    if part == "gen":
+        for name in tuple(theirs):
+            if name.startswith("dec.model.1.") and name.endswith(".conv.bias"):
+                norm = name.removesuffix("conv.bias") + "norm.running_"
+                theirs[norm + "mean"] = torch.zeros_like(theirs[name])
+                theirs[norm + "var"] = torch.ones_like(theirs[name])
+    return theirs if layout == "jvtc" else {part: theirs}
 
 
 def _has_head_of(
@@ -260,7 +352,9 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], int | None]:
     if isinstance(found, dict):
         if isinstance(found.get("epoch"), int | np.integer):
             epoch = int(found["epoch"])
-        found = next((found[key] for key in ("state_dict", "id") if key in found), found)
+        found = next(
+            (found[key] for key in ("state_dict", "id", "gen", "dis") if key in found), found
+        )
     state = {}
     if isinstance(found, dict):
         state = {str(key): value for key, value in found.items() if isinstance(value, torch.Tensor)}

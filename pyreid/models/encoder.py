@@ -1,4 +1,5 @@
-"""From images to features: a backbone, pooling, an optional embedding, and the neck; stripes beside it."""
+"""From images to features: a backbone, pooling, an optional embedding, and the neck; beside it stripes, or
+an appearance code."""
 
 from __future__ import annotations
 
@@ -108,6 +109,51 @@ class StripeEncoder(Encoder):
             weights = [self.global_weight, *[share] * count]
             parts = [normalize(p) * w.sqrt() for p, w in zip(parts, weights, strict=True)]
         return torch.cat(parts, dim=1)
+
+
+class PartEncoder(Encoder):
+    """An `Encoder` that also tells what a person looks like: GCL's E_id, and the network of JVTC.
+
+    Its backbone must give maps, and its neck's bias is learned.
+
+    Args:
+        bands: horizontal bands of the map, the means over which are the appearance code. Of h rows, band i
+            has those from floor(i h / bands) to ceil((i + 1) h / bands), as adaptive pooling divides them.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        channels: int,
+        *,
+        bands: int = 4,
+        pooling: str = "average",
+        embedding: int = 512,
+    ):
+        super().__init__(backbone, channels, pooling=pooling, embedding=embedding)
+        if bands < 1:
+            raise ValueError(f"PartEncoder: bands must be at least 1, got {bands}")
+        self.neck.bias.requires_grad_(True)
+        self.bands = bands
+        self.appearance_dim = channels * bands
+
+    def appearance_and_embedding(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """f, (B, `appearance_dim`), not normalised: for each channel of the map its means over the bands, top
+        to bottom; and what `forward` returns, (B, `dim`). Of one pass through the backbone."""
+        maps = self.backbone(images.flatten(0, -4))
+        if maps.dim() != 4:
+            raise ValueError(
+                f"PartEncoder: the backbone must give maps, one mean is no part, got {tuple(maps.shape)}"
+            )
+        rows, bands = maps.shape[2], self.bands
+        means = [
+            maps[:, :, i * rows // bands : -(-(i + 1) * rows // bands)].mean(
+                (2, 3), dtype=_wide(maps)
+            )
+            for i in range(bands)
+        ]
+        appearance = _over_time(torch.stack(means, dim=2).flatten(1), images)
+        return appearance, self._head(_over_time(self.pool(maps), images))
 
 
 def _over_time(pooled: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,11 @@ depend on it. One process gets the same with groups of 8.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -44,8 +49,8 @@ class GhostBatchNorm(_BatchNorm):
         if not self.training or groups < 2:
             return super().forward(input)
         self._check_input_dim(input)
-        momentum = self.momentum
-        if self.num_batches_tracked is not None:
+        momentum, tracks = self.momentum, self.track_running_stats
+        if tracks and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if momentum is None:  # a plain average over all batches
                 momentum = 1.0 / float(self.num_batches_tracked)
@@ -59,8 +64,8 @@ class GhostBatchNorm(_BatchNorm):
             outputs.append(
                 F.batch_norm(
                     samples,
-                    self.running_mean,
-                    self.running_var,
+                    self.running_mean if tracks else None,
+                    self.running_var if tracks else None,
                     self.weight,
                     self.bias,
                     training=True,
@@ -90,6 +95,64 @@ def ghost_(module: nn.Module, group: int) -> nn.Module:
         assert isinstance(norm, GhostBatchNorm)
         norm.group = group
     return module
+
+
+@contextmanager
+def separate_statistics(
+    module: nn.Module, passes: int = 1, *, running: bool = True
+) -> Iterator[None]:
+    """Within it, one forward of `passes` batches of the same size, one behind the other, does to batch norms
+    what `passes` forwards would: each batch has its own statistics, and running ones move for each in turn.
+
+    Args:
+        module: whose batch norms, torch's or ghosts; those in evaluation are left alone.
+        passes: what the batch must be a multiple of. Of two contexts the inner one's count.
+        running: False leaves the running statistics where they are, as for images that were generated.
+    """
+    if passes < 1:
+        raise ValueError(f"separate_statistics: passes must be at least 1, got {passes}")
+    norms: list[Any] = [
+        child for child in module.modules() if isinstance(child, _BatchNorm) and child.training
+    ]
+    before = [
+        (norm.__class__, norm.track_running_stats, vars(norm).get("passes")) for norm in norms
+    ]
+    try:
+        for norm in norms:
+            norm.__class__ = _in_passes(norm.__class__)
+            norm.track_running_stats = norm.track_running_stats and running
+            norm.passes = passes
+        yield
+    finally:
+        for norm, (kind, tracks, outer) in zip(norms, before, strict=True):
+            norm.__class__, norm.track_running_stats = kind, tracks
+            if outer is None:
+                del norm.passes
+            else:
+                norm.passes = outer
+
+
+class _Passes:
+    """What a batch norm is besides its own class, while it does several passes in one."""
+
+    passes: int
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if len(input) % self.passes:
+            raise ValueError(
+                f"separate_statistics: a batch must be a multiple of {self.passes} passes, got {len(input)}"
+            )
+        forward = super().forward  # type: ignore[misc]
+        if self.passes == 1:
+            return forward(input)
+        return torch.cat([forward(batch) for batch in input.chunk(self.passes)])
+
+
+@cache
+def _in_passes(kind: Any) -> Any:
+    if issubclass(kind, _Passes):
+        return kind
+    return type(kind.__name__, (_Passes, kind), {})
 
 
 def _checked(group: int) -> int:

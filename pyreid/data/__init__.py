@@ -16,10 +16,23 @@ from pyreid.data.images import (
     readable,
 )
 from pyreid.data.layouts import LAYOUTS, open_csv, open_data, open_folder
+from pyreid.data.meshes import (
+    ANGLES,
+    MeshArrays,
+    MeshedImage,
+    MeshedImages,
+    Meshes,
+    MeshFile,
+    MeshFolders,
+    Photo,
+    open_meshes,
+    save_meshes,
+)
 from pyreid.data.samplers import camera_spread, multiple_gallery, shuffled
 from pyreid.data.tracklets import Clip, Frames, Tracklets
 
 __all__ = [
+    "ANGLES",
     "LAYOUTS",
     "Batch",
     "Clip",
@@ -28,6 +41,13 @@ __all__ = [
     "ImageError",
     "ImageFiles",
     "Images",
+    "MeshArrays",
+    "MeshFile",
+    "MeshFolders",
+    "MeshedImage",
+    "MeshedImages",
+    "Meshes",
+    "Photo",
     "ReidData",
     "Tracklets",
     "as_images",
@@ -38,6 +58,8 @@ __all__ = [
     "open_csv",
     "open_data",
     "open_folder",
+    "open_meshes",
     "readable",
+    "save_meshes",
     "shuffled",
 ]

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
+from pyreid.data.meshes import ANGLES, MeshedImage
+
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, by channel
 STD = (0.229, 0.224, 0.225)
 
@@ -71,6 +73,33 @@ class View:
         return image.crop((left, top, left + self.width, top + self.height))
 
 
+@dataclass(frozen=True)
+class MeshView:
+    """MeshedImage -> (1, height, width) float32 in [-1, 1]: one of its body pictures, resized (bicubic). The
+    background is 1.
+
+    Args:
+        turns: which of them, by k of `ANGLES[k]` degrees; of several, one by torch's global generator.
+    """
+
+    height: int
+    width: int
+    turns: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.turns or not set(self.turns) <= set(range(len(ANGLES))):
+            raise ValueError(f"MeshView: turns must be some of 0 to 7, got {self.turns}")
+
+    def __call__(self, image: MeshedImage) -> torch.Tensor:
+        several = len(self.turns) > 1
+        turn = self.turns[int(torch.randint(len(self.turns), ())) if several else 0]
+        picture = image.turned(turn)
+        if picture.size != (self.width, self.height):
+            picture = picture.resize((self.width, self.height), Image.Resampling.BICUBIC)
+        view = np.asarray(picture, np.float32)[None] / np.float32(127.5) - 1
+        return torch.from_numpy(view)
+
+
 _VIEWS: dict[str, dict[str, float]] = {
     "strong": {"pad": 10, "flip": 0.5, "blur": 0.5, "erase": 0.6},
     "standard": {"pad": 10, "flip": 0.5, "erase": 0.5},
@@ -80,13 +109,25 @@ _VIEWS: dict[str, dict[str, float]] = {
 }
 
 
-def make(name: str, height: int, width: int) -> View:
+_MESH_VIEWS = {
+    "mesh": (0,),
+    "turned mesh": tuple(range(1, 8)),
+    "turned mesh to 270": tuple(range(1, 7)),
+}
+
+
+def make(name: str, height: int, width: int) -> View | MeshView:
     """The view that is called `name`: "strong" and "weak" (ICE), "standard" (SpCL, Cluster Contrast),
-    "mirrored" (SCL) or "plain" (what is evaluated: resized and normalised, as "weak" is)."""
-    if name not in _VIEWS:
-        raise ValueError(f"make: name must be one of {', '.join(_VIEWS)}, got {name!r}")
+    "mirrored" (SCL) or "plain" (what is evaluated: resized and normalised, as "weak" is); and of
+    MeshedImages, "mesh" (as in the photo), "turned mesh" (by 45 to 315 degrees) or "turned mesh to 270" (as
+    GCL's released code draws it)."""
+    if name not in _VIEWS and name not in _MESH_VIEWS:
+        known = ", ".join([*_VIEWS, *_MESH_VIEWS])
+        raise ValueError(f"make: name must be one of {known}, got {name!r}")
     if height < 1 or width < 1:
         raise ValueError(f"make: height and width must be positive, got {height} and {width}")
+    if name in _MESH_VIEWS:
+        return MeshView(height, width, _MESH_VIEWS[name])
     return View(height, width, **_VIEWS[name])
 
 

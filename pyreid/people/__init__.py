@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,15 +24,20 @@ from PIL import Image
 from pyreid import options
 from pyreid.data import ImageArrays, ReidData, Tracklets
 from pyreid.options import option
-from pyreid.people.capture import PER_PASS, photograph, visits
+from pyreid.people.body import Capsules
+from pyreid.people.capture import PER_PASS, bare, photograph, visits
+from pyreid.people.render import Window
 from pyreid.progress import Progress
 
 __all__ = [
     "People",
     "contact_sheet",
+    "image_names",
     "people_data",
     "people_tracklets",
     "photograph",
+    "turned_bodies",
+    "turned_photos",
     "write_market",
 ]
 
@@ -163,7 +168,7 @@ def _in_memory(
         done += len(drawn)
     return ImageArrays(
         pixels,
-        [f"{_FOLDERS[subset]}/{shot.name}" for shot in shots],
+        [_path(subset, shot) for shot in shots],
         np.array([shot.id for shot in shots], dtype=np.int64),
         np.array([shot.camera for shot in shots], dtype=np.int64),
     )
@@ -232,6 +237,53 @@ def contact_sheet(
     return Image.fromarray(sheet)
 
 
+def image_names(people: People, subset: str) -> list[str]:
+    """Of the images of a subset of `people_data(people)`, which need not be drawn for it."""
+    return [_path(subset, shot) for shot in _shots(people, subset)]
+
+
+def turned_photos(
+    people: People, subset: str, rows: Sequence[int], turns: Sequence[int] = tuple(range(8))
+) -> np.ndarray:
+    """(R, T, height, width, 3) uint8: images of a subset of `people_data(people)`, had the person been turned
+    to their left by `turns` times 45 degrees: all else is as it was, but the box around them. Turn 0 is the
+    image itself."""
+    shots = _shots(people, subset)
+    drawn = [[_draw(people, shots[row], turn=turn) for turn in turns] for row in rows]
+    return np.array(drawn, np.uint8).reshape(len(rows), len(turns), people.height, people.width, 3)
+
+
+def turned_bodies(
+    people: People, subset: str, row: int, turns: Sequence[int] = tuple(range(8))
+) -> list[tuple[Capsules, Window]]:
+    """The undressed body in each of the `turned_photos` of an image, as the camera sees it, and the window of
+    the picture; nothing where the image is of nobody."""
+    shot = _shots(people, subset)[row]
+    if shot.who is None:
+        return []
+    return [
+        bare(
+            people.seed,
+            shot.who,
+            shot.camera,
+            shot.number,
+            height=people.height,
+            width=people.width,
+            gap=people.gap,
+            astray=shot.astray,
+            turn=turn,
+        )
+        for turn in turns
+    ]
+
+
+@lru_cache(maxsize=4)
+def _shots(people: People, subset: str) -> list[_Shot]:
+    if subset not in _FOLDERS:
+        raise ValueError(f"people: subset must be one of {', '.join(_FOLDERS)}, got {subset!r}")
+    return _subsets(people)[subset]
+
+
 def _subsets(people: People) -> dict[str, list[_Shot]]:
     """What each subset holds, sorted by name."""
     seed, cameras = people.seed, people.cameras
@@ -254,7 +306,11 @@ def _subsets(people: People) -> dict[str, list[_Shot]]:
     return {subset: sorted(shots, key=lambda shot: shot.name) for subset, shots in subsets.items()}
 
 
-def _draw(people: People, shot: _Shot, view: int | None = None) -> np.ndarray:
+def _path(subset: str, shot: _Shot) -> str:
+    return f"{_FOLDERS[subset]}/{shot.name}"
+
+
+def _draw(people: People, shot: _Shot, view: int | None = None, turn: int = 0) -> np.ndarray:
     return photograph(
         people.seed,
         shot.who,
@@ -266,6 +322,7 @@ def _draw(people: People, shot: _Shot, view: int | None = None) -> np.ndarray:
         gap=people.gap,
         astray=shot.astray,
         view=view,
+        turn=turn,
     )
 
 

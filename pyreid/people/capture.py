@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-from pyreid.people.body import JOINTS, Capsules, Proportions, body, skeleton, walking
+from pyreid.people.body import JOINTS, Capsules, Proportions, Skeleton, body, skeleton, walking
 from pyreid.people.render import Window, lit, render
 from pyreid.people.scene import Camera, streaked
 from pyreid.people.wardrobe import Outfit
@@ -44,14 +45,19 @@ class Person:
             stoop=float(np.abs(rng.normal(0, 0.08))),
         )
 
-    def walk(self, phase: float, pace: float, gesture: str) -> Capsules:
-        """Dressed, facing the viewer; a gesture is made with the hand that carries no bag."""
+    def joints(self, phase: float, pace: float, gesture: str) -> Skeleton:
+        """Facing the viewer; a gesture is made with the hand that carries no bag."""
         pose = walking(phase, pace * self.stride, swing=self.swing, stoop=self.stoop)
         carrying, other = (1, -1) if self.outfit.bag_side > 0 else (-1, 1)
         _gesture(pose, "carries" if self.outfit.bag == "hand" else "none", carrying)
         _gesture(pose, gesture, other)
-        pieces = self.outfit.dress(body(self.proportions))
-        return skeleton(self.proportions, pose).attach(pieces)
+        return skeleton(self.proportions, pose)
+
+    def walk(self, phase: float, pace: float, gesture: str) -> Capsules:
+        return self.dressed(self.joints(phase, pace, gesture))
+
+    def dressed(self, joints: Skeleton) -> Capsules:
+        return joints.attach(self.outfit.dress(body(self.proportions)))
 
 
 @lru_cache(maxsize=256)
@@ -76,6 +82,7 @@ def photograph(
     gap: float = 0.5,
     astray: float = 0.0,
     view: int | None = None,
+    turn: int = 0,
 ) -> np.ndarray:
     """(height, width, 3) uint8: the picture `shot` of the person `who` (None: of nobody) in a camera.
 
@@ -84,21 +91,17 @@ def photograph(
         gap: between cameras; see `Camera.draw`.
         astray: how far the detector has missed the person, in heights of the picture.
         view: the person is turned by this many times 45 degrees; default: drawn as the camera has it.
+        turn: and then by this many times 45 degrees to their left, which changes nothing else.
     """
     seen = camera(seed, where, gap)
-    key = (0 if who is None else who + 1, where)
-    track = _random(seed, _PASS, *key, shot // PER_PASS)  # what the images of a pass share
-    rng = _random(seed, _SHOT, *key, shot)
-    turns = int(track.choice(8, p=seen.views))
-    yaw = np.pi / 4 * (turns if view is None else view) + track.normal(0, 0.18)
-    gesture = str(track.choice(list(_GESTURES)[:4], p=(0.7, 0.1, 0.1, 0.1)))
-    at = track.random(2) + rng.uniform(-1, 1, 2) * (0.15, 0.04)  # people walk on
-
-    picture = seen.backdrop(height, width, at)
+    moment = _moment(seed, who, where, shot, seen, view, turn)
+    rng = moment.rng
+    picture = seen.backdrop(height, width, moment.at)
     if who is not None:
-        capsules = person(seed, who).walk(*_stride(rng), gesture)
-        missed = astray * height / width * float(rng.choice((-1, 1))), astray * rng.normal(0, 0.5)
-        _add(picture, seen, person(seed, who), capsules, yaw + rng.normal(0, 0.12), missed, rng)
+        someone = person(seed, who)
+        passing = _passing(moment, astray, height, width)
+        capsules = someone.walk(*passing.stride, moment.gesture)
+        _add(picture, seen, someone, capsules, passing.yaw, passing.missed, rng)
     if rng.random() < occlusion:
         if rng.random() < 0.4:  # someone else passes before
             passer = Person.draw(_random(seed, _PASSER, int(rng.integers(2**31))))
@@ -112,11 +115,71 @@ def photograph(
     return seen.expose(picture, rng)
 
 
+def bare(
+    seed: int,
+    who: int,
+    where: int,
+    shot: int,
+    *,
+    height: int,
+    width: int,
+    gap: float = 0.5,
+    astray: float = 0.0,
+    turn: int = 0,
+) -> tuple[Capsules, Window]:
+    """The body that `photograph` dresses and draws, as the camera sees it, and the window of the picture."""
+    seen = camera(seed, where, gap)
+    moment = _moment(seed, who, where, shot, seen, None, turn)
+    someone = person(seed, who)
+    passing = _passing(moment, astray, height, width)
+    joints = someone.joints(*passing.stride, moment.gesture)
+    dressed = someone.dressed(joints).turned(passing.yaw, seen.pitch)
+    window = _window(dressed, passing.missed, moment.rng)
+    return joints.attach(body(someone.proportions)).turned(passing.yaw, seen.pitch), window
+
+
 def visits(seed: int, who: int, cameras: int) -> list[int]:
     """The cameras in which a person appears: two at least, where there are two."""
     rng = _random(seed, _VISITS, who)
     many = int(rng.integers(min(2, cameras), cameras + 1))
     return sorted(int(where) for where in rng.permutation(cameras)[:many])
+
+
+class _Moment(NamedTuple):
+    """What is known of a shot before anybody is drawn."""
+
+    rng: np.random.Generator  # for all that follows
+    at: np.ndarray  # where in the place
+    yaw: float
+    gesture: str
+
+
+def _moment(
+    seed: int, who: int | None, where: int, shot: int, seen: Camera, view: int | None, turn: int
+) -> _Moment:
+    key = (0 if who is None else who + 1, where)
+    track = _random(seed, _PASS, *key, shot // PER_PASS)  # what the images of a pass share
+    rng = _random(seed, _SHOT, *key, shot)
+    turns = int(track.choice(8, p=seen.views))
+    yaw = np.pi / 4 * ((turns if view is None else view) + turn) + track.normal(0, 0.18)
+    gesture = str(track.choice(list(_GESTURES)[:4], p=(0.7, 0.1, 0.1, 0.1)))
+    at = track.random(2) + rng.uniform(-1, 1, 2) * (0.15, 0.04)  # people walk on
+    return _Moment(rng, at, yaw, gesture)
+
+
+class _Passing(NamedTuple):
+    """How the person comes by."""
+
+    stride: tuple[float, float]
+    missed: tuple[float, float]
+    yaw: float
+
+
+def _passing(moment: _Moment, astray: float, height: int, width: int) -> _Passing:
+    rng = moment.rng
+    stride = _stride(rng)
+    missed = astray * height / width * float(rng.choice((-1, 1))), astray * rng.normal(0, 0.5)
+    return _Passing(stride, missed, moment.yaw + rng.normal(0, 0.12))
 
 
 def _random(*key: int) -> np.random.Generator:
@@ -145,16 +208,10 @@ def _add(
     missed: tuple[float, float],
     rng: np.random.Generator,
 ) -> None:
-    """Draws a person into a picture as a detector cuts it out, which may have missed by some widths and
-    heights."""
+    """Draws a person into a picture as a detector cuts it out; see `_window`."""
     height, width = picture.shape[:2]
     capsules = capsules.turned(yaw, seen.pitch)
-    left, bottom, right, top = capsules.box()
-    tall = (top - bottom) * np.clip(rng.normal(1.07, 0.035), 0.97, 1.2)
-    wide = np.clip(1.15 * (right - left), 0.42 * tall, 0.56 * tall)
-    x = (left + right) / 2 + wide * (rng.normal(0, 0.045) - missed[0])
-    y = (bottom + top) / 2 + tall * (rng.normal(0, 0.02) - missed[1])
-    window = (x - wide / 2, y - tall / 2, x + wide / 2, y + tall / 2)
+    window = _window(capsules, missed, rng)
     _shadow(picture, capsules, window)
 
     surface = render(capsules, _FINER * height, _FINER * width, window=window)
@@ -164,6 +221,16 @@ def _add(
     layer = np.add.reduce(parts) / np.float32(_FINER**2)
     picture *= 1 - layer[..., 3:]
     picture += layer[..., :3]
+
+
+def _window(capsules: Capsules, missed: tuple[float, float], rng: np.random.Generator) -> Window:
+    """What a detector cuts out, which may have missed by some widths and heights."""
+    left, bottom, right, top = capsules.box()
+    tall = (top - bottom) * np.clip(rng.normal(1.07, 0.035), 0.97, 1.2)
+    wide = np.clip(1.15 * (right - left), 0.42 * tall, 0.56 * tall)
+    x = (left + right) / 2 + wide * (rng.normal(0, 0.045) - missed[0])
+    y = (bottom + top) / 2 + tall * (rng.normal(0, 0.02) - missed[1])
+    return (x - wide / 2, y - tall / 2, x + wide / 2, y + tall / 2)
 
 
 def _shadow(picture: np.ndarray, capsules: Capsules, window: Window) -> None:

@@ -174,7 +174,7 @@ def measured(
         reset_peak(device)
         _, unmarked = train_steps(run, UNMARKED)
         clock.running = True
-        all_steps, _ = train_steps(run, training.steps)
+        all_steps, _ = train_steps(run, run.steps)
         peaks["steps"] = peak_bytes(device)
     steps = clock.steps()
     label = run.entry["seconds"]
@@ -202,7 +202,7 @@ def measured(
 
 def train_steps(run: Any, count: int) -> tuple[float, float]:
     """The first steps of an epoch: seconds of all, and of one, without the first, for which workers begin."""
-    count = min(count, run.training.steps)
+    count = min(count, run.steps)
     run.step = 0
     wait(run.device)
     start = second = time.perf_counter()
@@ -288,8 +288,8 @@ def watch(run: Any, stack: contextlib.ExitStack) -> Clock:
     if hasattr(method, "teacher"):
         rest = "losses, forward: rest"
         method.teacher.module = Watched(method.teacher.module, clock, rest, "teacher, forward")
-    run.optimizer.register_step_pre_hook(lambda *_: clock.mark("encoder, backward"))
-    run.optimizer.register_step_post_hook(lambda *_: clock.mark("optimiser"))
+    run.optimizers["all"].register_step_pre_hook(lambda *_: clock.mark("encoder, backward"))
+    run.optimizers["all"].register_step_post_hook(lambda *_: clock.mark("optimiser"))
     update = method.update
 
     def updated(batch: Any) -> None:

@@ -22,7 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ from pyreid.options import option
 from pyreid.progress import Progress
 
 CHECKPOINT = "checkpoint.pt"
-_FORMAT = 1  # of it
+_FORMAT = 2  # of it
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FIGURES = ("mAP", "rank1", "rank5", "rank10", "mINP")  # that the history keeps
 _STATISTICS = ("running_mean", "running_var")  # buffers that each process moves with its own share
@@ -62,7 +62,7 @@ class Training:
     """How a method is trained; each method has released values of its own, `recipe`."""
 
     epochs: int = option(40, "epochs: each labels all images anew")
-    steps: int = option(400, "optimiser steps of an epoch")
+    steps: int | None = option(400, "steps of an epoch; none: one pass over the images in clusters")
     batch_size: int = option(32, "images of a step, of all processes together")
     optimizer: Literal["adam", "sgd"] = option("adam", "sgd: with Nesterov's momentum of 0.9")
     learning_rate: float = option(3.5e-4, "the optimiser's step size")
@@ -95,8 +95,9 @@ class Training:
             names = ", ".join(_DTYPES)
             raise ValueError(f"fit: precision must be one of {names}, got {self.precision!r}")
         for name in ("epochs", "steps", "batch_size", "height", "width", "frames", "test_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"fit: {name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"fit: {name} must be at least 1, got {value}")
         for name in ("workers", "evaluate_every", "keep_every", "warmup_epochs", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"fit: {name} must not be negative, got {getattr(self, name)}")
@@ -116,14 +117,22 @@ class Training:
             "precision": self.precision,
         }
 
-    def learning_rate_at(self, epoch: int) -> float:
-        rate = self.learning_rate
+    def rate_at(self, epoch: int) -> float:
+        """What step sizes are multiplied by in an epoch."""
+        rate = 1.0
         if epoch < self.warmup_epochs:
             done = epoch / self.warmup_epochs
             rate *= 0.1 * (1 - done) + done
         if self.step_size is not None:
             rate *= self.gamma ** (epoch // self.step_size)
         return rate
+
+
+class Phase(NamedTuple):
+    """A part of a step: the sum of the losses is descended by optimisers of these names."""
+
+    losses: dict[str, torch.Tensor]
+    optimizers: tuple[str, ...]
 
 
 class Method(Protocol):
@@ -134,6 +143,10 @@ class Method(Protocol):
             gets None. Its labels are then all -1 as a rule: there are no clusters.
         distances(queries, gallery, query_cameras, gallery_cameras) -> {name: (Q, G) distances} of its own,
             by which test images are ranked too; see `evaluate`.
+        optimizers(training) -> {name: optimizer} of its own, in place of one for all that requires a
+            gradient.
+        phases(batch) -> iterator of Phase, in place of `loss`: networks against each other. Before it is
+            asked for the next, the step of the one before has been taken.
     """
 
     views: tuple[str, ...]  # names of the transforms that make the views of a batch
@@ -205,7 +218,7 @@ def fit(
             if run.labels is None:
                 run.label()
             run.train(interrupted)
-            if run.step == run.training.steps:
+            if run.step == run.steps:
                 bar.say(run.end_epoch())
                 bar.advance()
             else:
@@ -257,18 +270,13 @@ class _Run:
         if self.training.channels_last:
             method.to(memory_format=torch.channels_last)
         distributed.copy_from_first_(itertools.chain(method.parameters(), method.buffers()))
-        trained = [weight for weight in method.parameters() if weight.requires_grad]
-        if not trained:
-            raise ValueError("fit: encoder must have parameters that require a gradient, got none")
-        common: dict[str, Any] = {
-            "lr": self.training.learning_rate,
-            "weight_decay": self.training.weight_decay,
+        self.optimizers: dict[str, torch.optim.Optimizer] = getattr(
+            method, "optimizers", self.one_optimizer
+        )(self.training)
+        self.rates = {
+            name: [group["lr"] for group in optimizer.param_groups]
+            for name, optimizer in self.optimizers.items()
         }
-        self.optimizer: torch.optim.Optimizer
-        if self.training.optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(trained, momentum=0.9, nesterov=True, **common)
-        else:
-            self.optimizer = torch.optim.Adam(trained, **common)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.training.precision == "float16"
         )
@@ -287,6 +295,18 @@ class _Run:
             method.encoder.compile()
             if method.inference is not method.encoder:
                 method.inference.compile()
+
+    def one_optimizer(self, training: Training) -> dict[str, torch.optim.Optimizer]:
+        trained = [weight for weight in self.method.parameters() if weight.requires_grad]
+        if not trained:
+            raise ValueError("fit: encoder must have parameters that require a gradient, got none")
+        common: dict[str, Any] = {
+            "lr": training.learning_rate,
+            "weight_decay": training.weight_decay,
+        }
+        if training.optimizer == "sgd":
+            return {"all": torch.optim.SGD(trained, momentum=0.9, nesterov=True, **common)}
+        return {"all": torch.optim.Adam(trained, **common)}
 
     # --- lines 1 and 2
 
@@ -315,8 +335,9 @@ class _Run:
 
     def train(self, interrupted) -> None:
         training, method = self.training, self.method
-        for group in self.optimizer.param_groups:
-            group["lr"] = training.learning_rate_at(self.epoch)
+        for name, rates in self.rates.items():
+            for group, rate in zip(self.optimizers[name].param_groups, rates, strict=True):
+                group["lr"] = rate * training.rate_at(self.epoch)
         if self.step == 0:
             torch.manual_seed(_seed(training.seed, self.epoch))
         method.train()
@@ -331,25 +352,20 @@ class _Run:
             moment = now
 
         label = f"epoch {self.epoch + 1} of {training.epochs}"
-        with Progress(label, training.steps, unit="steps", done=self.step) as progress:
+        with Progress(label, self.steps, unit="steps", done=self.step) as progress:
             for batch in self.batches():
                 batch = batch.to(self.device)
                 spent("data")
-                with self.autocast():
-                    losses = method.loss(batch)
-                loss = torch.stack(list(losses.values())).sum()
-                spent("forward")
-                self.optimizer.zero_grad(set_to_none=True)
-                self.scaler.scale(loss).backward()
-                spent("backward")
-                distributed.mean_(
-                    weight.grad
-                    for group in self.optimizer.param_groups
-                    for weight in group["params"]
-                    if weight.grad is not None
-                )
-                self.scaler.step(self.optimizer)
-                self.scaler.update()
+                losses: dict[str, torch.Tensor] = {}
+                phases = iter(self.phases(batch))
+                while True:
+                    with self.autocast():
+                        phase = next(phases, None)
+                    if phase is None:
+                        break
+                    losses |= phase.losses
+                    spent("forward")
+                    self.descend(phase, spent)
                 method.update(batch)
                 distributed.mean_(
                     buffer for name, buffer in method.named_buffers() if name.endswith(_STATISTICS)
@@ -367,6 +383,39 @@ class _Run:
         self.entry["losses"] = {name: float(value) for name, value in sums.items()}
         self.entry["seconds"] = dict(seconds)
 
+    @property
+    def steps(self) -> int:
+        """Of the epoch at hand."""
+        if self.training.steps is not None:
+            return self.training.steps
+        count = int((self.last_labels >= 0).sum()) or len(self.last_labels)
+        return max(1, count // self.training.batch_size)
+
+    def phases(self, batch: Batch) -> Iterator[Phase]:
+        """The phases of a step; of a method that has none, all at once."""
+        if hasattr(self.method, "phases"):
+            yield from self.method.phases(batch)
+        else:
+            yield Phase(self.method.loss(batch), tuple(self.optimizers))
+
+    def descend(self, phase: Phase, spent) -> None:
+        optimizers = [self.optimizers[name] for name in phase.optimizers]
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(torch.stack(list(phase.losses.values())).sum()).backward()
+        spent("backward")
+        distributed.mean_(
+            weight.grad
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for weight in group["params"]
+            if weight.grad is not None
+        )
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        spent("update")
+
     def batches(self) -> Iterator[Batch]:
         """The batches of this epoch that are still to come: of each, this process's share."""
         training, method = self.training, self.method
@@ -375,7 +424,7 @@ class _Run:
             plan = method.sampler(
                 self.labels, self.cameras, batch_size=training.batch_size, rng=rng
             )
-            steps = list(itertools.islice(plan, self.step, training.steps))
+            steps = list(itertools.islice(plan, self.step, self.steps))
         except ValueError as error:
             clusters = int(self.last_labels.max()) + 1
             raise ValueError(
@@ -415,7 +464,7 @@ class _Run:
 
     def end_epoch(self) -> str:
         sums = self.entry["losses"].items()
-        losses = {name: total / self.training.steps for name, total in sums}
+        losses = {name: total / self.steps for name, total in sums}
         if not np.isfinite(sum(losses.values())):
             raise ValueError(
                 f"fit: the loss must stay finite, got {losses} in epoch {self.epoch + 1}; "
@@ -423,7 +472,7 @@ class _Run:
             )
         self.entry |= {
             "losses": losses,
-            "learning_rate": self.training.learning_rate_at(self.epoch),
+            "learning_rate": self.training.learning_rate * self.training.rate_at(self.epoch),
         }
         done = self.epoch + 1
         last = done == self.training.epochs
@@ -495,7 +544,9 @@ class _Run:
             "before": self.before,
             "best": self.best,
             "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": {
+                name: optimizer.state_dict() for name, optimizer in self.optimizers.items()
+            },
             "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.on_cuda else None,
@@ -528,7 +579,8 @@ class _Run:
                 f"{path}: is of a run on {len(state['last_labels'])} images, got {len(self.images)}"
             )
         self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step = state["epoch"], state["step"]
         self.last_labels = state["last_labels"].cpu()

@@ -255,9 +255,71 @@ def test_any_data_set_and_any_module():
 
 
 def test_learning_rate():
-    training = runs.training(warmup_epochs=10, learning_rate=1.0, step_size=20, gamma=0.1)
-    rates = [training.learning_rate_at(epoch) for epoch in (0, 5, 10, 19, 20, 40)]
+    training = runs.training(warmup_epochs=10, step_size=20, gamma=0.1)
+    rates = [training.rate_at(epoch) for epoch in (0, 5, 10, 19, 20, 40)]
     assert rates == pytest.approx([0.1, 0.55, 1, 1, 0.1, 0.01])
+
+
+class Rivals(torch.nn.Module):
+    """Two networks against each other: `left` follows a target, `right` follows `left`."""
+
+    views = ("plain",)
+    config = METHODS["ice"].Config()
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = self.inference = runs.Encoder()
+        self.left = torch.nn.Parameter(torch.zeros(()))
+        self.right = torch.nn.Parameter(torch.zeros(()))
+        self.seen = []
+
+    def optimizers(self, training):
+        return {
+            "left": torch.optim.SGD([self.left], lr=0.5),
+            "right": torch.optim.SGD([self.right], lr=training.learning_rate),
+        }
+
+    def label(self, features, cameras):
+        return torch.arange(len(cameras)) % 3 - 1
+
+    def sampler(self, labels, cameras, *, batch_size, rng):
+        rows = np.flatnonzero(labels >= 0)
+        while True:
+            yield rng.permutation(rows)[:batch_size]
+
+    def phases(self, batch):
+        self.seen.append((float(self.left.detach()), float(self.right.detach())))
+        yield train.Phase({"left": (self.left - 1) ** 2 / 2}, ("left",))
+        # Its step has been taken by now, and what this phase does to `left` is not.
+        self.seen.append(float(self.left.detach()))
+        yield train.Phase({"right": (self.right - self.left) ** 2 / 2}, ("right",))
+
+    def update(self, batch):
+        self.seen.append(float(self.right.detach()))
+
+
+def test_phases_train_what_they_name_one_after_the_other(tmp_path):
+    method, data = Rivals(), runs.data()
+    changes = {"batch_size": 8, "learning_rate": 0.5, "step_size": 1, "gamma": 0.5}
+    training = runs.training(epochs=2, steps=None, warmup_epochs=0, evaluate_every=0, **changes)
+    result = train.fit(method, None, data, training, output=tmp_path)
+    # One pass over the images in clusters: two thirds of all.
+    steps = int((result.labels >= 0).sum()) // 8
+    assert len(method.seen) == 2 * 3 * steps
+    left = right = 0.0
+    seen = iter(method.seen)
+    for step in range(2 * steps):
+        rate = 0.5 if step < steps else 0.25  # of both optimisers, by the epoch
+        assert next(seen) == pytest.approx((left, right))
+        left -= rate * (left - 1)
+        assert next(seen) == pytest.approx(left)
+        right -= rate * (right - left)
+        assert next(seen) == pytest.approx(right)
+    assert set(result.history[0]["losses"]) == {"left", "right"}
+    resumed = Rivals()
+    training = runs.training(epochs=3, steps=None, warmup_epochs=0, evaluate_every=0, **changes)
+    train.fit(resumed, None, data, training, output=tmp_path, resume=True)
+    assert resumed.seen[0] == pytest.approx((left, right))
 
 
 def message(call, *arguments, **options):

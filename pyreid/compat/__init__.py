@@ -6,7 +6,7 @@ runs a script that way.
 
 What a project's module defines for `patch`:
 
-    REPLACEMENTS  "their.module.name" -> our object. A name may be a class's attribute: "their.module.Class.f".
+    REPLACEMENTS  "their.module.name" -> our object; or a class's attribute, "their.module.Class.name".
     SPARSE        the same, added (and preferred) where `sparse` is asked for. Optional.
     ABSENT        names of packages that theirs import but ours do without: where one is not installed, an
                   empty stand-in lets `import` pass. Optional.

@@ -13,6 +13,8 @@ from typing import Any
 # themselves.
 _LIBRARIES = ("sklearn",)
 
+_active: list[Patched] = []
+
 
 class Patched:
     """What `patch` replaced.
@@ -28,6 +30,7 @@ class Patched:
         self._ours = dict(ours)
         self._undo: list[tuple[Any, str, Any]] = []  # owner, name, theirs
         self._finder: _Finder | None = _Finder(self, tuple(absent))
+        _active.append(self)
         sys.meta_path.insert(0, self._finder)
         self._replace_where_held(self._replace_imported())
 
@@ -55,15 +58,17 @@ class Patched:
         sys.meta_path.remove(self._finder)
         self._finder.forget()
         self._finder = None
-        theirs = {id(_get(owner, name)): (name, value) for owner, name, value in self._undo}
-        by_name = {(id(_get(owner, name)), name): value for owner, name, value in self._undo}
-        held = list(self._undo)
+        _active.remove(self)
+        # What other patches put in their places stays there.
+        shared = {id(ours) for other in _active for ours in other._ours.values()}
+        known = [(id(_get(owner, name)), name, theirs) for owner, name, theirs in self._undo]
+        of_ours = {ours: theirs for ours, _, theirs in known if ours not in shared}
+        by_name = {(ours, name): theirs for ours, name, theirs in known}
         for module, name, value in _globals():
-            if id(value) in theirs and not module.__name__.startswith("pyreid."):
-                held.append((module, name, by_name.get((id(value), name), theirs[id(value)][1])))
-        # Places that were replaced themselves come last: what is known of them holds.
-        for owner, name, value in held[len(self._undo) :] + held[: len(self._undo)]:
-            setattr(owner, name, value)
+            if id(value) in of_ours and not module.__name__.startswith("pyreid."):
+                setattr(module, name, by_name.get((id(value), name), of_ours[id(value)]))
+        for owner, name, theirs in reversed(self._undo):
+            setattr(owner, name, theirs)
         self._undo.clear()
         self.replaced.clear()
         self.waiting = sorted(self._ours)
@@ -165,9 +170,19 @@ class _Absent(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        return _Missing(f"{self.__name__}.{name}")
+
+
+class _Missing:
+    """A name of an absent package: may be a default argument, but not be used."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
         raise ImportError(
-            f"{self.__name__}.{name} is used, but {self.__name__} is not installed: pyreid.compat stands in "
-            f"for what was patched, not for this"
+            f"{self._name} is called, but {self._name.split('.')[0]} is not installed: pyreid.compat stands "
+            f"in for what it replaces, not for this"
         )
 
 

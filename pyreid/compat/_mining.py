@@ -1,16 +1,20 @@
-"""The farthest positive and the nearest negative of each row of a batch, as reid-strong-baseline and fast-reid
-take them."""
+"""Distances within a batch, and each row's farthest positive and nearest negative, as reid-strong-baseline
+and fast-reid take them."""
 
 from __future__ import annotations
 
 import torch
 
 
+def squared_euclidean(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """(N, M) squared distances of (N, D) and (M, D) rows."""
+    squares = x.pow(2).sum(dim=1, keepdim=True) + y.pow(2).sum(dim=1)
+    return squares.addmm_(x, y.T, alpha=-2)  # in place: autocast leaves it in float32, as theirs
+
+
 def euclidean(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """(N, M) distances of (N, D) and (M, D) rows; equal rows are at 1e-6, where a root still has a slope."""
-    squared = x.pow(2).sum(dim=1, keepdim=True) + y.pow(2).sum(dim=1)
-    squared = squared.addmm_(x, y.T, alpha=-2)  # in place: autocast leaves it in float32, as theirs
-    return squared.clamp(min=1e-12).sqrt()
+    """(N, M) distances; equal rows are at 1e-6, where a root still has a slope."""
+    return squared_euclidean(x, y).clamp(min=1e-12).sqrt()
 
 
 def hardest(

@@ -1,4 +1,4 @@
-"""Where the work is done, and how a result goes back."""
+"""Where the work is done."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ import torch
 from pyreid import _native
 
 
-def placed(features: torch.Tensor | np.ndarray, *, anywhere: bool = True) -> torch.Tensor:
-    """As our ops take them: a contiguous tensor of a precision that they know, without a gradient; on the GPU,
-    where there is one and `anywhere` allows it."""
+def placed(features: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """As our ops take them: a contiguous tensor of a precision that they know, without a gradient; on the
+    GPU, where there is one."""
     tensor = torch.as_tensor(features).detach()
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         tensor = tensor.float()
-    if anywhere and torch.cuda.is_available() and _native.cuda_error() is None:
+    if torch.cuda.is_available() and _native.cuda_error() is None:
         tensor = tensor.cuda()
     return tensor.contiguous()
-
-
-def returned(distance: torch.Tensor, *, half: bool = False) -> np.ndarray:
-    """As NumPy's, float32, or float16."""
-    return (distance.half() if half else distance.float()).cpu().numpy()

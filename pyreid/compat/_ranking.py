@@ -70,7 +70,9 @@ def _single_shot(
             people[1][order], return_index=True, return_inverse=True, return_counts=True
         )
         nearest = np.argsort(begin)  # persons as they appear, which is how they are drawn
-        places = np.argsort(person, kind="stable")  # of a person's images in the order, all together
+        places = np.argsort(
+            person, kind="stable"
+        )  # of a person's images in the order, all together
         starts = np.cumsum(images) - images
         drawn = np.random.randint(0, np.broadcast_to(images[nearest], (_TRIALS, len(images))))
         drawn = places[starts[nearest] + drawn]  # (trials, persons)
@@ -99,7 +101,9 @@ def _numbered(
     for side, prefix, size in zip(sides, "qg", sizes, strict=True):
         array = _numpy(side) if isinstance(side, torch.Tensor) else np.asarray(side)
         if array.shape != (size,):
-            raise ValueError(f"{where}: {prefix}_{name} must have shape ({size},), got {array.shape}")
+            raise ValueError(
+                f"{where}: {prefix}_{name} must have shape ({size},), got {array.shape}"
+            )
         arrays.append(array)
     _, codes = np.unique(np.concatenate(arrays), return_inverse=True)
     return codes[: sizes[0]].astype(np.int64), codes[sizes[0] :].astype(np.int64)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from pyreid import distributed, ops
 from pyreid.compat import _mining, _place, _ranking
+from pyreid.compat._jaccard import jaccard
 from pyreid.compat._rerank import re_ranking
 
 __all__ = [
@@ -41,9 +42,8 @@ def compute_jaccard_distance(
     Returns:
         (N, N) float32.
     """
-    features = _place.placed(features, anywhere=search_option < 3)
-    distance = ops.jaccard_distance(features, k1, k2, variant="openunreid")
-    return _place.returned(distance, half=fp16)
+    distance = jaccard(features, k1, k2, "openunreid", gpu=search_option < 3, sparse=False)
+    return distance.astype(np.float16) if fp16 else distance
 
 
 @torch.no_grad()
@@ -67,13 +67,12 @@ def build_dist(
     elif metric == "cosine":
         distance = 1 - F.normalize(feat_1) @ F.normalize(feat_2).T
     elif metric == "euclidean":
-        squares = feat_1.pow(2).sum(dim=1, keepdim=True) + feat_2.pow(2).sum(dim=1)
-        distance = squares.addmm_(feat_1, feat_2.T, alpha=-2)
+        distance = _mining.squared_euclidean(feat_1, feat_2)
     else:
         raise ValueError(
             f"build_dist: metric must be 'cosine', 'euclidean' or 'jaccard', got {metric!r}"
         )
-    return _place.returned(distance)
+    return distance.cpu().numpy()
 
 
 def evaluate_rank(

@@ -20,8 +20,8 @@ __all__ = ["euclidean_dist", "eval_func", "hard_example_mining", "re_ranking"]
 def eval_func(
     distmat: Any, q_pids: Any, g_pids: Any, q_camids: Any, g_camids: Any, max_rank: int = 50
 ) -> tuple[np.ndarray, float]:
-    """`eval_func`: CMC and mAP of (Q, G) distances, array or tensor. Of equal ones, the lower gallery row comes
-    first. `cmc` is (max_rank,) float32, at most G. AssertionError where no query has a match."""
+    """`eval_func`: CMC and mAP of (Q, G) distances, array or tensor. Of equal ones, the lower gallery row
+    comes first. `cmc` is (max_rank,) float32, at most G. AssertionError where no query has a match."""
     found = _ranking.ranked(
         *("eval_func", distmat, (q_pids, g_pids), (q_camids, g_camids), max_rank)
     )
@@ -54,21 +54,19 @@ def re_ranking(
     if local_distmat is None:
         queries, gallery = _place.placed(probFea), _place.placed(galFea)
         found = ops.rerank(queries, gallery, k1, k2, lambda_value, variant="strong-baseline")
-        return _place.returned(found)
+        return found.cpu().numpy()
     distance = torch.as_tensor(local_distmat, dtype=torch.float32)
     if not only_local:
         rows = torch.cat([probFea, galFea]).float()
-        squares = rows.pow(2).sum(dim=1)
-        squared = (squares[:, None] + squares).addmm_(rows, rows.T, alpha=-2)
+        squared = _mining.squared_euclidean(rows, rows)
         distance = squared + distance.to(squared.device)
     count = len(probFea)
-    blocks = distance[:count, count:], distance[:count, :count], distance[count:, count:]
+    blocks = (distance[:count, count:], distance[:count, :count], distance[count:, count:])
+    ours = [_place.placed(block) for block in blocks]
     found = ops.rerank_distances(
-        *(_place.placed(block) for block in blocks),
-        *(k1, k2, lambda_value),
-        variant="strong-baseline",
+        ours[0], ours[1], ours[2], k1, k2, lambda_value, variant="strong-baseline"
     )
-    return _place.returned(found)
+    return found.cpu().numpy()
 
 
 def euclidean_dist(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -103,4 +101,6 @@ _OURS = {
     hard_example_mining: ("layers.triplet_loss", "loss.triplet_loss"),
 }
 # The first of each is reid-strong-baseline's, the second TransReID's.
-REPLACEMENTS = {f"{place}.{ours.__name__}": ours for ours, places in _OURS.items() for place in places}
+REPLACEMENTS = {
+    f"{place}.{ours.__name__}": ours for ours, places in _OURS.items() for place in places
+}

@@ -29,7 +29,7 @@ def evaluate_rank(
         distmat: (Q, G) distances, array or tensor. Of equal ones, the lower gallery row comes first.
         q_pids, g_pids, q_camids, g_camids: (Q,) and (G,) ids.
         max_rank: the length of CMC, at most G.
-        use_metric_cuhk03: one image per person in the gallery, ten times over: see `docs/compat/torchreid.md`.
+        use_metric_cuhk03: one image per person in the gallery, ten times over.
         use_cython: not looked at.
 
     Returns:

@@ -30,9 +30,9 @@ def re_ranking(
     """
     blocks = [torch.as_tensor(block).detach() for block in (q_g_dist, q_q_dist, g_g_dist)]
     device = next((block.device for block in blocks if block.is_cuda), blocks[0].device)
-    blocks = [block.to(device, torch.float32).contiguous() for block in blocks]
-    sizes = {"k1": k1, "k2": k2, "lambda_value": float(lambda_value)}
-    return ops.rerank_distances(*blocks, **sizes).cpu().numpy()
+    across, queries, gallery = (block.to(device, torch.float32).contiguous() for block in blocks)
+    mixed = ops.rerank_distances(across, queries, gallery, k1, k2, float(lambda_value))
+    return mixed.cpu().numpy()
 
 
 def compute_jaccard_dist(

@@ -244,7 +244,8 @@ class DBSCAN:
                 )
             return None
         if isinstance(X, SparseDistance):
-            return X
+            # From 1 on, pairs that the graph does not store are neighbours, too.
+            return X if self.eps < 1 else np.asarray(X)
         plain = isinstance(X, np.ndarray) and X.dtype in (np.float32, np.float64)
         return np.ascontiguousarray(X) if plain else None
 

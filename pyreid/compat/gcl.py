@@ -103,7 +103,7 @@ class Memory(torch.nn.Module):
 
 
 def eps_from_rho(rerank_dist: Any, rho: float = 1.6e-3) -> float:
-    """DBSCAN's eps as GCL takes it: the mean of the smallest rho of the non-zero distances above the diagonal.
+    """DBSCAN's eps as GCL takes it: the mean of the smallest rho of non-zero distances above the diagonal.
 
     The four lines of NumPy that do so take a SparseDistance, too; this one selects in place of sorting.
     """

@@ -5,6 +5,7 @@ Importing this needs no open-metric-learning.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,16 +128,14 @@ def _relevant(labels: tuple, left_out: list[tuple]) -> list[torch.Tensor]:
 
 def _reranker() -> type:
     try:
-        from oml.interfaces.retrieval import (  # type: ignore[import-not-found]
-            IRetrievalPostprocessor,
-        )
+        base: Any = importlib.import_module("oml.interfaces.retrieval").IRetrievalPostprocessor
     except ImportError as error:
         raise ImportError(
             "KReciprocalReranker is a postprocessor of open-metric-learning: "
             "`pip install open-metric-learning`"
         ) from error
 
-    class KReciprocalReranker(IRetrievalPostprocessor):
+    class KReciprocalReranker(base):
         """Re-orders what was retrieved by (1 - lambda) Jaccard distance + lambda distance: `ops.rerank`.
 
         What is retrieved for each query stays; its order and distances change.

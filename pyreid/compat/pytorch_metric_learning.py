@@ -5,6 +5,7 @@ Importing this needs no pytorch-metric-learning; `TopKNegativeMiner` does, as it
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -122,13 +123,14 @@ def _without_own(distances: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Ten
 
 def _miner() -> type:
     try:
-        from pytorch_metric_learning import distances, miners  # type: ignore[import-not-found]
+        distances = importlib.import_module("pytorch_metric_learning.distances")
+        base: Any = importlib.import_module("pytorch_metric_learning.miners").BaseMiner
     except ImportError as error:
         raise ImportError(
             "TopKNegativeMiner is a miner of pytorch-metric-learning: `pip install pytorch-metric-learning`"
         ) from error
 
-    class TopKNegativeMiner(miners.BaseMiner):
+    class TopKNegativeMiner(base):
         """All positive pairs, and for each anchor the `k` nearest rows of other labels.
 
         For `losses.CrossBatchMemory(loss, embedding_size, memory_size, miner=TopKNegativeMiner(50))` and any

@@ -1,5 +1,5 @@
-"""What supervised trainers compute at test time and in their losses, query by query and row by row. Written from
-what they do; the tests of pyreid.compat hold ours against it."""
+"""What supervised trainers compute at test time and in their losses, query by query and row by row. Written
+from what they do; the tests of pyreid.compat hold ours against it."""
 
 import collections
 
@@ -19,7 +19,7 @@ def problem(queries=12, size=60, people=8, *, seed=0, dtype=np.float32):
 
 
 def matches(distance, q_pids, g_pids, q_camids, g_camids):
-    """Of each query with a match: which ranks are its person's, and the persons, its own camera's left out."""
+    """Of each query with a match: which ranks are its person's, and the persons, without its own camera's."""
     for row, person, camera in zip(distance, q_pids, q_camids, strict=True):
         order = np.argsort(row, kind="stable")
         order = order[(g_pids[order] != person) | (g_camids[order] != camera)]

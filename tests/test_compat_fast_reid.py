@@ -43,7 +43,8 @@ def features(seed=0):
 @pytest.mark.parametrize("k1, k2, search_option", [(20, 6, 0), (6, 1, 3), (9, 3, 2)])
 def test_compute_jaccard_distance(k1, k2, search_option):
     found = fast_reid.compute_jaccard_distance(features(), k1, k2, search_option)
-    assert isinstance(found, np.ndarray) and found.dtype == np.float32
+    assert isinstance(found, np.ndarray)
+    assert found.dtype == np.float32
     expected = transcribed.openunreid_jaccard(features(), k1, k2)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     half = fast_reid.compute_jaccard_distance(features(), k1, k2, search_option, fp16=True)
@@ -61,7 +62,8 @@ def test_build_dist():
         (fast_reid.build_dist(queries, gallery, "cosine"), 1 - cosine.numpy()),
         (fast_reid.build_dist(queries, gallery, "jaccard", k1=10, k2=4), jaccard[:11, 11:]),
     ]:
-        assert isinstance(found, np.ndarray) and found.dtype == np.float32
+        assert isinstance(found, np.ndarray)
+        assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-5)
     with pytest.raises(ValueError, match="metric must be 'cosine', .* got 'manhattan'"):
         fast_reid.build_dist(queries, gallery, "manhattan")
@@ -71,7 +73,8 @@ def test_evaluate_rank():
     distance, ids = loops.problem(queries=30, people=40)  # some have no match
     cmc, ap, inp = loops.evaluated(distance, *ids, max_rank=20)
     found = fast_reid.evaluate_rank(distance, *ids, max_rank=20)
-    assert len(ap) < 30 and all(x.dtype == np.float32 for x in found)
+    assert len(ap) < 30
+    assert all(x.dtype == np.float32 for x in found)
     for ours, theirs in zip(found, (cmc, ap, inp), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
@@ -146,7 +149,8 @@ def test_a_row_without_other_positives_has_no_loss():
     x = torch.randn(2, 4, requires_grad=True)
     loss = memory(x, torch.tensor([0, 1]))
     loss.backward()
-    assert loss == 0 and torch.equal(x.grad, torch.zeros(2, 4))
+    assert loss == 0
+    assert torch.equal(x.grad, torch.zeros(2, 4))
 
 
 def test_patch(tmp_path):

@@ -73,7 +73,8 @@ def test_re_ranking(k1, k2, lambda_value, local):
     )
     meant = {"none": distance, "added": distance + other, "only": other}[local]
     found = strong_baseline.re_ranking(rows[:10], rows[10:], k1, k2, lambda_value, **given)
-    assert isinstance(found, np.ndarray) and found.shape == (10, len(rows) - 10)
+    assert isinstance(found, np.ndarray)
+    assert found.shape == (10, len(rows) - 10)
     expected = loops.strong_baseline_re_ranking(meant, 10, k1, k2, lambda_value)
     np.testing.assert_allclose(
         found, expected, atol=4e-3

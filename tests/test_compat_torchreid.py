@@ -41,7 +41,8 @@ def test_evaluate_rank(seed, max_rank):
     distance, ids = loops.problem(seed=seed)
     cmc, ap, _ = loops.evaluated(distance, *ids, max_rank=max_rank)
     found, mean_ap = torchreid.evaluate_rank(distance, *ids, max_rank=max_rank)
-    assert found.dtype == np.float32 and found.shape == (min(max_rank, 60),)
+    assert found.dtype == np.float32
+    assert found.shape == (min(max_rank, 60),)
     assert isinstance(mean_ap, float)
     np.testing.assert_allclose(found, cmc, atol=1e-6)
     np.testing.assert_allclose(mean_ap, np.mean(ap), atol=1e-6)
@@ -74,7 +75,8 @@ def test_evaluate_rank_takes_what_it_is_given(kind):
     }[kind]()
     found = torchreid.evaluate_rank(*given)
     np.testing.assert_array_equal(found[0], expected[0])
-    assert isinstance(found[0], np.ndarray) and found[1] == expected[1]
+    assert isinstance(found[0], np.ndarray)
+    assert found[1] == expected[1]
 
 
 def test_evaluate_rank_says_what_is_wrong():
@@ -94,7 +96,8 @@ def test_single_gallery_shot_draws_what_the_loop_draws(people, max_rank):
     np.random.seed(7)
     cmc, mean_ap = torchreid.evaluate_rank(distance, *ids, max_rank, use_metric_cuhk03=True)
     np.testing.assert_allclose(cmc, expected, atol=1e-6)
-    assert cmc.dtype == np.float32 and len(cmc) == min(max_rank, len(set(ids[1])))
+    assert cmc.dtype == np.float32
+    assert len(cmc) == min(max_rank, len(set(ids[1])))
     np.testing.assert_allclose(mean_ap, np.mean(loops.evaluated(distance, *ids)[1]), atol=1e-6)
     assert np.random.get_state()[2] == state[2]  # as many numbers
 
@@ -108,7 +111,8 @@ def test_re_ranking_of_an_array_and_two_tensors():
     )
     found = torchreid.re_ranking(q_g.numpy(), q_q, g_g)
     expected = transcribed.re_ranking(q_g.numpy(), q_q.numpy(), g_g.numpy(), 20, 6, 0.3)
-    assert isinstance(found, np.ndarray) and found.dtype == np.float32
+    assert isinstance(found, np.ndarray)
+    assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

@@ -65,7 +65,7 @@ def test_build_dist():
         assert isinstance(found, np.ndarray)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-5)
-    with pytest.raises(ValueError, match="metric must be 'cosine', .* got 'manhattan'"):
+    with pytest.raises(ValueError, match=r"metric must be 'cosine', .* got 'manhattan'"):
         fast_reid.build_dist(queries, gallery, "manhattan")
 
 

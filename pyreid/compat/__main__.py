@@ -32,10 +32,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         runpy.run_path(options.script, run_name="__main__")
     finally:
-        if not patched.replaced and not options.quiet:
+        if not patched.reached and not options.quiet:
             print(
-                f"pyreid.compat: nothing was replaced: the script imported no module of "
-                f"{patched.project} that has something to replace",
+                f"pyreid.compat: the script imported nothing of {patched.project} that is replaced",
                 file=sys.stderr,
             )
         patched.undo()

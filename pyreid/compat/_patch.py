@@ -31,6 +31,9 @@ class Patched:
         self._undo: list[tuple[Any, str, Any]] = []  # owner, name, theirs
         self._finder: _Finder | None = _Finder(self, tuple(absent))
         _active.append(self)
+        by_id = {id(value) for value in ours.values()}
+        # Who has ours by their own import keeps it.
+        self._own = {(id(module), name) for module, name, value in _globals() if id(value) in by_id}
         sys.meta_path.insert(0, self._finder)
         self._replace_where_held(self._replace_imported())
 
@@ -65,13 +68,20 @@ class Patched:
         of_ours = {ours: theirs for ours, _, theirs in known if ours not in shared}
         by_name = {(ours, name): theirs for ours, name, theirs in known}
         for module, name, value in _globals():
-            if id(value) in of_ours and not module.__name__.startswith("pyreid."):
+            own = module.__name__.startswith("pyreid.") or (id(module), name) in self._own
+            if id(value) in of_ours and not own:
                 setattr(module, name, by_name.get((id(value), name), of_ours[id(value)]))
         for owner, name, theirs in reversed(self._undo):
             setattr(owner, name, theirs)
         self._undo.clear()
         self.replaced.clear()
         self.waiting = sorted(self._ours)
+
+    @property
+    def reached(self) -> bool:
+        """Whether a module of the project itself has been among what was replaced."""
+        targets = self._ours.keys() & self.replaced.keys()
+        return any(target.split(".")[0] not in _LIBRARIES for target in targets)
 
     def wants(self, module: str) -> bool:
         return any(target.startswith(module + ".") for target in self.waiting)

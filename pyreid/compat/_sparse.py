@@ -163,13 +163,11 @@ class _Values:
 
 def _on_arrays(function: Callable, args: Any, kwargs: Any) -> Any:
     def dense(value: Any) -> Any:
-        return (
-            np.asarray(value)
-            if isinstance(value, (SparseDistance, _UpperTriangle, _Values))
-            else value
-        )
+        if isinstance(value, (SparseDistance, _UpperTriangle, _Values)):
+            return np.asarray(value)
+        return type(value)(map(dense, value)) if type(value) in (list, tuple) else value
 
-    return function(*map(dense, args), **{name: dense(value) for name, value in kwargs.items()})
+    return function(*dense(tuple(args)), **{name: dense(value) for name, value in kwargs.items()})
 
 
 class DBSCAN:

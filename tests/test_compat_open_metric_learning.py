@@ -1,5 +1,5 @@
-"""open-metric-learning's retrieval and our postprocessor of it: against loops, within the package itself where
-it is installed, and always within a small one of the same protocol."""
+"""open-metric-learning's retrieval and our postprocessor of it: against loops, within the package itself
+where it is installed, and always within a small one of the same protocol."""
 
 import importlib
 import importlib.util

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,12 @@ def gnn_reranking(X_q: torch.Tensor, X_g: torch.Tensor, k1: int, k2: int) -> np.
     if k2 != 1:
         nearest = _sparse(found.rows[:, :k2], found.scores[:, :k2].square(), len(rows))
         for _ in range(2):
-            graph = _unit(torch.sparse.mm(nearest, (graph + graph.t()).coalesce()).coalesce())
+            both = (graph + graph.t()).coalesce()
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore"
+                )  # torch calls a layout that it takes in between a beta
+                graph = _unit(torch.sparse.mm(nearest, both).coalesce())
     count = len(X_q)
     gallery = graph.index_select(0, torch.arange(count, len(rows), device=rows.device))
     order = []
@@ -65,14 +71,17 @@ def _sparse(columns: torch.Tensor, values: torch.Tensor, size: int) -> torch.Ten
     """(N, N), from (N, k) columns and values."""
     where = torch.arange(len(columns), device=columns.device)[:, None].expand_as(columns)
     places = torch.stack([where.flatten(), columns.flatten()])
-    return torch.sparse_coo_tensor(places, values.flatten(), (size, size)).coalesce()
+    shape = (size, size)
+    made = torch.sparse_coo_tensor(places, values.flatten(), shape, check_invariants=False)
+    return made.coalesce()
 
 
 def _unit(graph: torch.Tensor) -> torch.Tensor:
     places, values = graph.indices(), graph.values()
     squares = values.new_zeros(graph.shape[0]).index_add(0, places[0], values.square())
+    values = values / squares.sqrt()[places[0]]
     return torch.sparse_coo_tensor(
-        places, values / squares.sqrt()[places[0]], graph.shape, is_coalesced=True
+        places, values, graph.shape, is_coalesced=True, check_invariants=False
     )
 
 

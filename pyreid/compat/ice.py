@@ -92,9 +92,8 @@ def update_ema_variables(
 ) -> None:
     """ema <- alpha ema + (1 - alpha) model, all parameters together. A method of the trainer."""
     averages = [parameter.data for parameter in ema_model.parameters()]
-    torch._foreach_mul_(averages, alpha)
     current = [parameter.data for parameter in model.parameters()]
-    torch._foreach_add_(averages, current, alpha=1 - alpha)
+    torch._foreach_lerp_(averages, current, 1 - alpha)
 
 
 REPLACEMENTS = {

@@ -1,4 +1,8 @@
-"""The pairs of `benchmarks.compat` of projects that have labels: tests, mining, neighbours, memories."""
+"""`benchmarks.compat` for projects that have labels: tests, mining, neighbours, memories.
+
+`python -m benchmarks.compat_supervised` in a checkout, `python -m pyreid.benchmarks.compat_supervised`
+elsewhere, with the same options.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +26,13 @@ from pyreid.compat import (
 
 from .bench_jaccard import dense_jaccard, features_of, ranked
 from .bench_negative_mining import unit
-from .compat import Pair, reranked
+from .compat import Pair, main, reranked
 
 
 def pairs(sizes: list[int], dim: int) -> Iterator[Pair]:
-    yield evaluation(500, 15913)
     yield single_shot(400, 960)
     for size in sizes:
+        yield evaluation(min(size // 6, 500), size)
         yield neighbours(size, dim // 4)
         yield retrieval(size // 10, size, dim // 4)
         if size <= 4000:
@@ -36,11 +40,12 @@ def pairs(sizes: list[int], dim: int) -> Iterator[Pair]:
             yield fast_reid_re_ranking(size, dim)
             yield strong_baseline_re_ranking(size, dim)
             yield graph_re_ranking(size, dim)
+    memory = 65536 if max(sizes) >= 3000 else 1024
     yield triplets(64, dim)
     yield mining(256)
-    yield queue(64, dim // 4, 65536)
-    yield memory_read(256, 128, 65536)
-    yield nearest_of_memory(256, 128, 65536)
+    yield queue(64, dim // 4, memory)
+    yield memory_read(256, 128, memory)
+    yield nearest_of_memory(256, 128, memory)
 
 
 # --- tests ----------------------------------------------------------------------------------------
@@ -396,3 +401,7 @@ def nearest_of_memory(batch: int, dim: int, size: int) -> Pair:
         *("lightly", "NNMemoryBankModule, an update", f"B={batch}, {size} x {dim}"),
         *(make, lambda module: module(x, update=True), theirs),
     )
+
+
+if __name__ == "__main__":
+    main(made=pairs)

@@ -194,9 +194,14 @@ def test_camera_loss():
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_moving_average():
-    model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.BatchNorm1d(7))
-    average = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.BatchNorm1d(7))
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_moving_average(device, request):
+    if device == "cuda":
+        request.getfixturevalue("cuda")
+    model, average = (
+        torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.BatchNorm1d(7)).to(device)
+        for _ in range(2)
+    )
     theirs = copy.deepcopy(average)
     for old, new in zip(theirs.parameters(), model.parameters(), strict=True):
         old.data.mul_(0.999).add_(new.data, alpha=1 - 0.999)

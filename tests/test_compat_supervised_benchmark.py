@@ -1,4 +1,4 @@
-"""The benchmark of supervised projects' functions, at toy size: both sides agree, and every pair has a row."""
+"""The benchmark of supervised projects' functions, at toy size: both sides agree; every project has a row."""
 
 import json
 

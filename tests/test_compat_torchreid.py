@@ -139,6 +139,33 @@ def test_triplet_loss_shares_the_gradient_of_ties():
     )
 
 
+def test_triplet_loss_of_one_class_is_nothing():
+    inputs = torch.randn(4, 3, requires_grad=True)
+    loss = torchreid.TripletLoss()(inputs, torch.zeros(4, dtype=torch.long))
+    loss.backward()
+    assert loss == 0
+    assert torch.equal(inputs.grad, torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize(
+    "spelling, name",
+    [
+        ("deep-person-reid", "torchreid"),
+        ("FastReID", "fast_reid"),
+        ("reid-strong-baseline", "strong_baseline"),
+        ("TransReID", "strong_baseline"),
+        ("Person_reID_baseline_pytorch", "person_reid_baseline"),
+        ("PML", "pytorch_metric_learning"),
+        ("open-metric-learning", "open_metric_learning"),
+        ("lightly", "lightly"),
+    ],
+)
+def test_projects_by_their_names(spelling, name):
+    with compat.patch(spelling, quiet=True) as patched:
+        assert patched.project == name
+    assert name in compat.projects()
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_patch(tmp_path, before):
     """The names that an engine holds are swapped, imported before or after, and put back."""

@@ -28,6 +28,8 @@ _ALIASES = {
     "clustercontrastreid": "cluster_contrast",
     "deeppersonreid": "torchreid",
     "reidstrongbaseline": "strong_baseline",
+    "transreid": "strong_baseline",
+    "personreidbaselinepytorch": "person_reid_baseline",
     "pml": "pytorch_metric_learning",
     "oml": "open_metric_learning",
 }

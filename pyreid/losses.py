@@ -229,44 +229,23 @@ class ViewInvariantContrast(torch.nn.Module):
         negatives: torch.Tensor,
     ) -> torch.Tensor:
         """The loss for unit (B, D) views, (B, 2) positive and (B, K) negative bank rows."""
-        views = real, generated, self.bank.features
-        return view_invariant_loss(*views, rows, positives, negatives, temperature=self.temperature)
+        scale = 1 / self.temperature
 
+        def logit(queries: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+            return scale * (queries * self.bank.features[where]).sum(dim=1)
 
-def view_invariant_loss(
-    real: torch.Tensor,
-    generated: torch.Tensor,
-    bank: torch.Tensor,
-    rows: torch.Tensor,
-    positives: torch.Tensor,
-    negatives: torch.Tensor,
-    *,
-    temperature: float = 0.04,
-) -> torch.Tensor:
-    """GCL's loss for rows that have been drawn.
-
-    Args:
-        real, generated: (B, D) unit views. bank: (N, D).
-        rows: (B,) the images' own. positives: (B, 2). negatives: (B, K), -1 pads, but never in front.
-
-    Returns:
-        a scalar.
-    """
-    scale = 1 / temperature
-
-    def logit(queries: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        return scale * (queries * bank[where]).sum(dim=1)
-
-    # The first negative as the positive of one softmax over all of them: loss + logit = log-sum-exp.
-    first = negatives[:, :1].contiguous()
-    spread = ops.set_contrast(generated, bank, first, negatives[:, 1:].contiguous(), scale=scale)
-    denominator = spread + logit(generated, first[:, 0])
-    terms = (
-        logit(generated, rows),
-        logit(generated, positives[:, 0]),
-        logit(real, positives[:, 1]),
-    )
-    return sum(softplus(denominator - term).mean() for term in terms)  # type: ignore[return-value]
+        # The first negative as the positive of one softmax over all of them: loss + logit = log-sum-exp.
+        first = negatives[:, :1].contiguous()
+        spread = ops.set_contrast(
+            generated, self.bank.features, first, negatives[:, 1:].contiguous(), scale=scale
+        )
+        denominator = spread + logit(generated, first[:, 0])
+        terms = (
+            logit(generated, rows),
+            logit(generated, positives[:, 0]),
+            logit(real, positives[:, 1]),
+        )
+        return sum(softplus(denominator - term).mean() for term in terms)  # type: ignore[return-value]
 
 
 def rows_of_each(labels: torch.Tensor) -> torch.Tensor:

@@ -286,7 +286,17 @@ def test_triangle_and_its_values():
     )
     assert np.mean(values) == pytest.approx(wanted.mean(), rel=1e-6)
     ours, theirs = np.sort(values, axis=None), np.sort(wanted, axis=None)
-    for key in (slice(7), slice(None), slice(-3, None), slice(len(wanted) - 2), 0, -1):
+    for key in (
+        slice(7),
+        slice(None),
+        slice(-3, None),
+        slice(2, 90, 7),
+        slice(None, None, -1),
+        slice(9, 2, -2),
+        slice(len(wanted) - 2),
+        0,
+        -1,
+    ):
         np.testing.assert_array_equal(ours[key], theirs[key])
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of other projects' functions, at toy size: both sides agree there, and every pair has a row."""
+"""The benchmark of other projects' functions, at toy size: both sides agree, and every pair has a row."""
 
 import json
 

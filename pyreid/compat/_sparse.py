@@ -3,6 +3,7 @@ take, and a DBSCAN that takes it."""
 
 from __future__ import annotations
 
+import copy
 import importlib
 import operator
 from collections.abc import Callable
@@ -98,14 +99,9 @@ class _UpperTriangle:
         return _on_arrays(function, args, kwargs)
 
     def __getitem__(self, key: Any) -> Any:
-        if not (isinstance(key, _NonZero) and key.triangle is self):
-            return np.asarray(self)[key]
-        rows, columns, values = self.whole._entries()
-        above = columns > rows
-        count = len(self.whole)
-        unstored = count * (count - 1) // 2 - int(above.sum())
-        values = values[above]
-        return _Values(values[values != 0], unstored)
+        if isinstance(key, _NonZero) and key.triangle is self:
+            return _Values(self)
+        return np.asarray(self)[key]
 
 
 class _NonZero:
@@ -119,19 +115,23 @@ class _NonZero:
 
 
 class _Values:
-    """Distances in one dimension: some, and `ones` more that are 1. In the order of the array's only once
-    sorted, and what is asked for before it is sorted does not depend on it."""
+    """`triangle[np.nonzero(triangle)]`, or that sorted, of which the first few are all that is wanted."""
 
     dtype = np.dtype(np.float32)
     ndim = 1
 
-    def __init__(self, values: np.ndarray, ones: int):
-        self.values = values
-        self.ones = ones
+    def __init__(self, triangle: _UpperTriangle):
+        self.triangle = triangle
+        self.ascending = False
+        rows, columns, values = triangle.whole._entries()
+        values = values[columns > rows]
+        count = len(triangle.whole)
+        self._ones = count * (count - 1) // 2 - len(values)  # pairs that are not stored
+        self._stored = values[values != 0]
 
     @property
     def size(self) -> int:
-        return len(self.values) + self.ones
+        return len(self._stored) + self._ones
 
     @property
     def shape(self) -> tuple[int]:
@@ -141,24 +141,29 @@ class _Values:
         return self.size
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        dense = np.concatenate([self.values, np.ones(self.ones, np.float32)])
+        if self.ascending:
+            dense = self[: self.size]
+        else:
+            dense = np.asarray(self.triangle)
+            dense = dense[np.nonzero(dense)]
         return dense if dtype is None else dense.astype(dtype, copy=False)
 
     def __array_function__(self, function: Callable, types: Any, args: Any, kwargs: Any) -> Any:
         if function is np.sort and args[0] is self:
-            values = np.sort(self.values)
-            below = int(np.searchsorted(values, 1, "right"))
-            if below == len(values):
-                return _Values(values, self.ones)
+            ordered = copy.copy(self)
+            ordered.ascending = True
+            return ordered
         return _on_arrays(function, args, kwargs)
 
     def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, slice):
-            start, stop, step = key.indices(self.size)
-            if (start, step) == (0, 1):
-                ones = np.ones(max(stop - len(self.values), 0), np.float32)
-                return np.concatenate([self.values[:stop], ones])
-        return np.asarray(self)[key]
+        if not (self.ascending and isinstance(key, slice) and (key.step or 1) > 0):
+            return np.asarray(self)[key]
+        start, stop, step = key.indices(self.size)
+        smallest = self._stored
+        if 0 < stop < len(smallest):
+            smallest = np.partition(smallest, stop - 1)
+        ones = np.ones(max(stop - len(smallest), 0), np.float32)
+        return np.concatenate([np.sort(smallest[:stop]), ones])[start::step]
 
 
 def _on_arrays(function: Callable, args: Any, kwargs: Any) -> Any:
@@ -209,6 +214,8 @@ class DBSCAN:
             return self
         self.labels_ = _native.to_numpy(ops.dbscan(distance, float(self.eps), self.min_samples))
         self._core, self._fitted = None, distance
+        if not isinstance(distance, SparseDistance):
+            _ = self.core_sample_indices_  # now: a dense array is not to be kept for it
         return self
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> np.ndarray:
@@ -249,7 +256,10 @@ class DBSCAN:
 
     def _neighbours(self, distance: Any) -> np.ndarray:
         if not isinstance(distance, SparseDistance):
-            return (distance <= distance.dtype.type(self.eps)).sum(axis=1)
+            eps = distance.dtype.type(self.eps)
+            blocks = (distance[first : first + 1024] for first in range(0, len(distance), 1024))
+            counts = [np.count_nonzero(block <= eps, axis=1) for block in blocks]
+            return np.concatenate([np.zeros(0, np.int64), *counts])
         rows, columns, values = distance._entries()
         size = len(distance)
         near = np.bincount(rows[values <= np.float32(self.eps)], minlength=size)

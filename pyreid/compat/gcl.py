@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn.functional import softplus
 
-from pyreid import losses, ops
+from pyreid import ops
 from pyreid.compat._jaccard import compute_jaccard_distance, sparse_jaccard_distance
 from pyreid.compat._rerank import compute_jaccard_dist, re_ranking
 from pyreid.compat._sparse import DBSCAN, SparseDistance
@@ -61,18 +62,22 @@ class Memory(torch.nn.Module):
 
     def forward(self, f: torch.Tensor, f_nv: torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
         positives, negatives = self._fast_draw(indexes) if self.fast_draws else self._draw(indexes)
-        # Backward reads the rows as they were.
+        # Backward reads the rows as they were. With so many negatives of so few images, one product with all
+        # rows is cheaper than to fetch those of each image.
         bank = self.features.clone()
-        views = f.contiguous(), f_nv.contiguous()
-        loss = losses.view_invariant_loss(
-            *views, bank, indexes, positives, negatives, temperature=self.temp
-        )
+        scores = f_nv @ bank.T  # (B, N)
+        wanted = torch.cat([indexes[:, None], positives[:, :1], negatives], dim=1)
+        logits = scores.gather(1, wanted.clamp(min=0)) / self.temp
+        of_real = (f * bank[positives[:, 1]]).sum(dim=1) / self.temp
+        others = logits[:, 2:].masked_fill(negatives < 0, -torch.inf).logsumexp(dim=1)
+        terms = (logits[:, 0], logits[:, 1], of_real)
+        loss = sum(softplus(others - term).mean() for term in terms)
         with torch.no_grad():
-            moved_by = views[0].detach()
+            moved_by = f.detach().contiguous()
             ops.memory_update_(
                 self.features, moved_by, indexes, momentum=self.momentum, repeats="last"
             )
-        return loss
+        return loss  # type: ignore[return-value]
 
     def _fast_draw(self, indexes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         seed = int(torch.randint(2**63 - 1, ()))

@@ -143,6 +143,18 @@ def test_memory():
         ours(torch.randn(7, 8), torch.zeros(7, dtype=torch.long))
 
 
+def test_memory_under_autocast():
+    """Half-precision products; what bars a column from the sum has no place in half precision."""
+    memory = fast_reid.Memory(dim=8, K=16)
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([0, 1, 0, 1])
+    theirs = loops.MoCoMemory(memory.queue, memory.queue_label[0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = memory(x, targets)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, theirs(x, targets), rtol=0.05, atol=0.05)
+
+
 def test_a_row_without_other_positives_has_no_loss():
     memory = fast_reid.Memory(dim=4, K=8)
     memory.queue_label.fill_(5)

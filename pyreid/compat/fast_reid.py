@@ -165,7 +165,7 @@ class Memory(torch.nn.Module):
         self.queue_ptr[0] = (begin + len(keys)) % self.K
 
     def _pairwise_cosface(self, feat_q: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        similarity = feat_q @ self.queue
+        similarity = (feat_q @ self.queue).float()
         same = targets[:, None] == self.queue_label
         positive = same.clone()
         positive.diagonal().fill_(False)

@@ -77,9 +77,20 @@ def test_bank(batches, feature_dim_first):
 def test_no_bank_and_sizes_that_are_none():
     bank, output = lightly.MemoryBankModule(size=0), torch.randn(3, 2)
     assert bank(output, update=True) == (output, None)
-    for size in (5, (-1, 4), (3,), (2, 3, 4)):
-        with pytest.raises(ValueError, match=r"size must be \(rows, dim\) or 0, got"):
+    for size in (-5, (-1, 4), (), (2, 3, 4)):
+        with pytest.raises(ValueError, match=r"size must be \(rows, dim\), rows or 0, got"):
             lightly.MemoryBankModule(size)
+
+
+def test_rows_alone():
+    """As until lightly 1.5: the first features tell how long rows are."""
+    bank, nearest = lightly.MemoryBankModule(5), lightly.NNMemoryBankModule(4)
+    output = torch.randn(3, 2)
+    _, read = bank(output, update=True)
+    assert read.shape == (2, 5)
+    assert torch.equal(bank.bank[:3], output)
+    assert nearest(output).shape == (3, 2)
+    assert bank.size == (5, 2)
 
 
 def test_two_looks_before_one_backward():

@@ -19,7 +19,8 @@ class MemoryBankModule(torch.nn.Module):
     as there. The bank is copied when it changes, not whenever it is read: so what was read stays what it was.
 
     Args:
-        size: (rows, dim), or 0: no bank.
+        size: (rows, dim); rows alone, as until lightly 1.5, where the first features tell dim; or 0: no
+            bank.
         gather_distributed: an update takes the features of all processes, in the order of their ranks, on
             each of them, so that all have one bank; before the first, rank 0's random one. Batches may differ
             in size.
@@ -36,8 +37,8 @@ class MemoryBankModule(torch.nn.Module):
     ):
         super().__init__()
         shape = (size,) if isinstance(size, int) else tuple(size)
-        if shape != (0,) and (len(shape) != 2 or min(shape) < 0):
-            raise ValueError(f"MemoryBankModule: size must be (rows, dim) or 0, got {size}")
+        if len(shape) not in (1, 2) or min(shape) < 0:
+            raise ValueError(f"MemoryBankModule: size must be (rows, dim), rows or 0, got {size}")
         self.size = shape
         self.gather_distributed = gather_distributed
         self.feature_dim_first = feature_dim_first
@@ -64,11 +65,17 @@ class MemoryBankModule(torch.nn.Module):
         """
         if self.size[0] == 0:
             return output, None
+        self._shape_for(output)
         before = self.bank
         if update:
             self.bank = before.clone()
             self._write(output)
         return output, before.T if self.feature_dim_first else before
+
+    def _shape_for(self, output: torch.Tensor) -> None:
+        if self.bank.ndim == 1:
+            self.size = (*self.size, output.shape[1])
+            self.bank = normalize(torch.randn(self.size, device=output.device), dim=-1)
 
     @torch.no_grad()
     def _write(self, batch: torch.Tensor) -> None:
@@ -94,6 +101,7 @@ class NNMemoryBankModule(MemoryBankModule):
         self, output: torch.Tensor, update: bool = False
     ) -> torch.Tensor:
         """(B, dim) features -> (B, dim) bank rows, by cosine; of equal ones, the lower."""
+        self._shape_for(output)
         queries, bank = (normalize(x.detach().float(), dim=1) for x in (output, self.bank))
         rows = ops.knn(bank, 1, queries=queries).rows[:, 0]
         nearest = self.bank[rows]  # a copy: the bank may change in place

@@ -122,6 +122,16 @@ def test_modules_that_are_there(project):
     assert ImageTrainer()._update_ema_variables(None, None, 0, 0) == "theirs"
 
 
+def test_a_fork(tmp_path):
+    files = {name.replace("ice/", "forked/"): text for name, text in MODULES.items()}
+    trainers.write(tmp_path, files)
+    with trainers.importable(tmp_path, "forked"), compat.patch("ice", quiet=True, package="forked"):
+        trainer = __import__("forked.trainers", fromlist=["ImageTrainer"])
+        assert trainer.ImageTrainer._update_ema_variables is ice.update_ema_variables
+        assert trainer.compute_jaccard_distance.__module__.startswith("pyreid.compat.")
+        assert cluster.DBSCAN is DBSCAN
+
+
 def test_scikit_learn_keeps_its_own():
     theirs = cluster.DBSCAN
     inside = sys.modules["sklearn.cluster._dbscan"]
@@ -214,7 +224,8 @@ def test_command(project):
         "import sys\nfrom ice.utils.faiss_rerank import compute_jaccard_distance\n"
         "print(__name__, sys.argv[1:], compute_jaccard_distance.__name__)\n"
     )
-    run = [sys.executable, "-m", "pyreid.compat", "ice", str(script), "--epochs", "3", "-b", "4"]
+    arguments = ["--package", "ice", "ice", str(script), "--epochs", "3", "-b", "4"]
+    run = [sys.executable, "-m", "pyreid.compat", *arguments]
     done = subprocess.run(run, capture_output=True, text=True, check=True)
     assert done.stdout == "__main__ ['--epochs', '3', '-b', '4'] sparse_jaccard_distance\n"
     assert done.stderr.startswith("pyreid.compat: ice\n")

@@ -227,26 +227,11 @@ def test_hybrid_memory():
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
-def rank_of_two(rank, place, results):
-    torch.set_num_threads(1)
-    where = {"init_method": f"file://{place}", "rank": rank, "world_size": 2}
-    torch.distributed.init_process_group("gloo", **where)
-    memory = openunreid.HybridMemory(16, 33)
-    memory._update_feature(trainers.people(6, 5, 16, seed=1))
-    memory._update_label(torch.arange(33) // 4)
-    mine = slice(3 * rank, 3 * rank + 3)
-    inputs = torch.randn(6, 16, generator=torch.Generator().manual_seed(2))
-    x = inputs[mine].requires_grad_()
-    memory({"feat": x}, torch.tensor([5, 5, 6, 0, 5, 30])[mine]).backward()
-    results.put((rank, memory.features.numpy(), x.grad.numpy()))
-    torch.distributed.destroy_process_group()
-
-
 def test_two_processes(tmp_path, processes):
     """Each bank moves by the features of both, in the order of ranks."""
     results = processes.Queue()
     arguments = [(rank, tmp_path / "store", results) for rank in range(2)]
-    started = [processes.Process(target=rank_of_two, args=each) for each in arguments]
+    started = [processes.Process(target=trainers.rank_of_two, args=each) for each in arguments]
     for process in started:
         process.start()
     found = sorted((results.get(timeout=120) for _ in started), key=lambda each: each[0])

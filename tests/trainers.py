@@ -8,6 +8,7 @@ import sys
 import torch
 
 from pyreid.compat import __main__ as command
+from pyreid.compat import openunreid
 
 FAISS = "METRIC_L2 = 1\n"  # what `import faiss` needs where nothing stands in for it
 
@@ -79,3 +80,19 @@ def people(count, pictures, dim, *, seed, spread=0.35):
     near = centres + spread * torch.randn(count, pictures, dim, generator=generator)
     alone = torch.randn(count // 2, dim, generator=generator)
     return torch.nn.functional.normalize(torch.cat([near.reshape(-1, dim), alone]))
+
+
+def rank_of_two(rank, place, results):
+    """OpenUnReID's memory in one of two processes: what a step leaves of the bank, and the gradient."""
+    torch.set_num_threads(1)
+    where = {"init_method": f"file://{place}", "rank": rank, "world_size": 2}
+    torch.distributed.init_process_group("gloo", **where)
+    memory = openunreid.HybridMemory(16, 33)
+    memory._update_feature(people(6, 5, 16, seed=1))
+    memory._update_label(torch.arange(33) // 4)
+    mine = slice(3 * rank, 3 * rank + 3)
+    inputs = torch.randn(6, 16, generator=torch.Generator().manual_seed(2))
+    x = inputs[mine].requires_grad_()
+    memory({"feat": x}, torch.tensor([5, 5, 6, 0, 5, 30])[mine]).backward()
+    results.put((rank, memory.features.numpy(), x.grad.numpy()))
+    torch.distributed.destroy_process_group()

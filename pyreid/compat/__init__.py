@@ -18,7 +18,7 @@ import importlib
 import pkgutil
 import re
 
-from pyreid.compat._patch import Patched
+from pyreid.compat._patch import Patched, renamed
 
 __all__ = ["Patched", "patch", "projects"]
 
@@ -40,7 +40,9 @@ def projects() -> list[str]:
     return [name for _, name, _ in pkgutil.iter_modules(__path__) if not name.startswith("_")]
 
 
-def patch(project: str, *, sparse: bool = True, quiet: bool = False) -> Patched:
+def patch(
+    project: str, *, sparse: bool = True, quiet: bool = False, package: str | None = None
+) -> Patched:
     """Puts ours in the place of a project's own functions and classes, in this process, until undone.
 
     Modules that are imported already are changed, and so are names that other modules hold of them
@@ -53,6 +55,8 @@ def patch(project: str, *, sparse: bool = True, quiet: bool = False) -> Patched:
         sparse: where a project's next step is DBSCAN, distances are handed on as a sparse graph that stands
             in for the N x N array. False: NumPy arrays, as theirs.
         quiet: do not say what is replaced (on stderr).
+        package: the name of the package to change, where it is a fork with the project's modules under
+            another name.
 
     Returns:
         Patched: `.replaced`, `.waiting`, `.undo()`; as a context manager, undone at the end of its block.
@@ -67,6 +71,8 @@ def patch(project: str, *, sparse: bool = True, quiet: bool = False) -> Patched:
     ours = dict(module.REPLACEMENTS)
     if sparse:
         ours |= getattr(module, "SPARSE", {})
+    if package is not None:
+        ours = {renamed(target, package): replacement for target, replacement in ours.items()}
     patched = Patched(names[0], ours, getattr(module, "ABSENT", ()))
     if not quiet:
         patched.say()

@@ -18,12 +18,14 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--dense", action="store_true", help="hand on N x N arrays, as theirs")
     parser.add_argument("--quiet", action="store_true", help="do not say what is replaced")
+    parser.add_argument("--package", metavar="NAME", help="of a fork with the project's modules")
     parser.add_argument("project")
     parser.add_argument("script")
     parser.add_argument("args", nargs=argparse.REMAINDER, help="the script's own")
     options = parser.parse_args(arguments)
     try:
-        patched = patch(options.project, sparse=not options.dense, quiet=options.quiet)
+        how = {"sparse": not options.dense, "quiet": options.quiet, "package": options.package}
+        patched = patch(options.project, **how)
     except ValueError as error:
         parser.error(str(error))
     before = sys.argv[:], sys.path[:]

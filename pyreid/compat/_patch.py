@@ -196,6 +196,12 @@ class _Missing:
         )
 
 
+def renamed(target: str, package: str) -> str:
+    """A target in a package of another name; one in a library stays."""
+    first, rest = target.split(".", 1)
+    return target if first in _LIBRARIES else f"{package}.{rest}"
+
+
 def _owner(target: str) -> tuple[Any, str]:
     """(module or class, name) of a target, or (None, name) as long as it is not there."""
     parts = target.split(".")

@@ -383,6 +383,140 @@ def test_rerank_tells_how_far_it_is(library, monkeypatch):
     ]  # fmt: skip
 
 
+# --- re-ranking of distances that are there -------------------------------------------------------
+
+DISTANCES = ["zhong", "mmt", "jvtc", "strong-baseline"]
+
+
+def matrices(queries, gallery, *, ties=False, dtype=np.float32, seed=0):
+    """Distances of a union of rows in three blocks; on a grid, many of them tie."""
+    make = on_a_grid if ties else people
+    features = make(queries + gallery, seed=seed).astype(np.float64)
+    squared = ((features[:, None] - features) ** 2).sum(axis=2)
+    every = (squared if ties else np.sqrt(squared)).astype(dtype)
+    blocks = every[:queries, queries:], every[:queries, :queries], every[queries:, queries:]
+    return tuple(np.ascontiguousarray(block) for block in blocks)
+
+
+@pytest.mark.parametrize("variant", DISTANCES)
+@pytest.mark.parametrize("queries, gallery", [(7, 50), (0, 4), (3, 0), (0, 0), (1, 1), (110, 30)])
+def test_rerank_distances_matches_reference(library, small_panels, variant, queries, gallery):
+    if library.floor == "emulated" and queries + gallery > 100:
+        pytest.skip("slow in the emulator")
+    for ties in (False, True):
+        blocks = matrices(queries, gallery, ties=ties)
+        for weight in (0.0, 0.3, 1.0):
+            mixed = ops.rerank_distances(*map(library, blocks), 6, 3, weight, variant=variant)
+            mixed = library.back(mixed)
+            assert mixed.shape == (queries, gallery)
+            assert mixed.dtype == np.float32
+            expected = reference.rerank_distances(*blocks, 6, 3, weight, variant=variant)
+            np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=tolerance(variant))
+
+
+@pytest.mark.parametrize("variant", DISTANCES)
+@pytest.mark.parametrize("k1, k2", [(6, 3), (9, 1), (5, 70), (70, 6)])
+def test_all_rows_to_all(library, variant, k1, k2):
+    """Not symmetric, as similarities of other kinds may be: sources look at columns."""
+    given = np.random.default_rng(0).random((60, 60)).astype(np.float32)
+    mixed = library.back(ops.rerank_distances(library(given), None, None, k1, k2, variant=variant))
+    expected = reference.rerank_distances(given, None, None, k1, k2, variant=variant)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=tolerance(variant))
+    if k1 == 6:
+        turned = ops.rerank_distances(np.ascontiguousarray(given.T), None, None, k1, k2)
+        assert abs(reference.rerank_distances(given, None, None, k1, k2) - turned).max() > 0.05
+
+
+def test_given_distances_and_features_agree():
+    q, g = people(40, unit=False), people(150, seed=1, unit=False)
+    union = np.concatenate([q, g]).astype(np.float64)
+    squared = ((union[:, None] - union) ** 2).sum(axis=2)
+    for variant in ("zhong", "jvtc", "strong-baseline"):
+        given = (np.sqrt(squared) if variant == "zhong" else squared).astype(np.float32)
+        blocks = given[:40, 40:], given[:40, :40], given[40:, 40:]
+        blocks = map(np.ascontiguousarray, blocks)
+        np.testing.assert_allclose(
+            ops.rerank_distances(*blocks, 10, 4, variant=variant),
+            ops.rerank(q, g, 10, 4, variant=variant),
+            atol=tolerance(variant),
+        )
+
+
+def test_only_zhong_squares():
+    blocks = matrices(10, 60)
+    squares = [block**2 for block in blocks]
+    by_distance = ops.rerank_distances(*blocks, 6, 3)
+    below = ops.rerank_distances(*squares, 6, 3, 0.0, variant="mmt")
+    np.testing.assert_allclose(
+        np.maximum(ops.rerank_distances(*blocks, 6, 3, 0.0), 0), below, atol=1e-6
+    )
+    assert abs(ops.rerank_distances(*squares, 6, 3) - by_distance).max() > 0.05
+
+
+def test_rerank_distances_in_half_precision(library):
+    blocks = [block.astype(np.float16) for block in matrices(9, 40)]
+    expected = reference.rerank_distances(*blocks, 6, 3)
+    mixed = ops.rerank_distances(*map(library, blocks), 6, 3)
+    np.testing.assert_allclose(library.back(mixed), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_distances_are_left_as_they_are_and_bits_are_the_same():
+    blocks = matrices(1100, 60)
+    before, threads, results = [block.copy() for block in blocks], pyreid.get_num_threads(), []
+    for count in (1, 2, 5):
+        pyreid.set_num_threads(count)
+        results.append(ops.rerank_distances(*blocks))
+        results.append(ops.rerank_distances(*map(torch.from_numpy, blocks)).numpy())
+    pyreid.set_num_threads(threads)
+    for result in results[1:]:
+        np.testing.assert_allclose(result, results[0], rtol=0, atol=1e-6)
+    for library in (0, 1):
+        for result in results[library + 2 :: 2]:
+            np.testing.assert_array_equal(result, results[library])
+    for block, kept in zip(blocks, before, strict=True):
+        np.testing.assert_array_equal(block, kept)
+
+
+@given(size=st.integers(1, 40), k1=st.integers(1, 9), k2=st.integers(1, 5), seed=st.integers(0, 99))
+def test_permuting_rows_permutes_reranked_distances(size, k1, k2, seed):
+    given_, order = matrices(0, size)[2], np.random.default_rng(seed).permutation(size)
+    mixed = ops.rerank_distances(given_, None, None, k1, k2)
+    permuted = np.ascontiguousarray(given_[np.ix_(order, order)])
+    permuted = ops.rerank_distances(permuted, None, None, k1, k2)
+    np.testing.assert_allclose(permuted, mixed[np.ix_(order, order)], rtol=0, atol=1e-5)
+
+
+def test_wrong_distances(library):
+    qg, qq, gg = map(library, matrices(4, 9))
+    known = "'zhong', 'mmt', 'jvtc' or 'strong-baseline'"
+    cases = [
+        ((qg, qq), {}, "gallery_gallery must be given as the other is, got None"),
+        ((qg, None, gg), {}, "query_query must be given as the other is, got None"),
+        ((qg,), {}, "query_gallery must have shape (4, 4), got (4, 9)"),
+        ((qg, gg, gg), {}, "query_query must have shape (4, 4), got (9, 9)"),
+        ((qg, qq, qq), {}, "gallery_gallery must have shape (9, 9), got (4, 4)"),
+        ((library(np.ones((4, 9), np.int64)), qq, gg), {},
+         "query_gallery must be float32, float16 or bfloat16, got int64"),
+        ((qg, qq, gg), {"k1": 0}, "k1 must be at least 1, got 0"),
+        ((qg, qq, gg), {"k2": 0}, "k2 must be at least 1, got 0"),
+        ((qg, qq, gg), {"lambda_value": -0.5}, "lambda_value must lie in [0, 1], got -0.5"),
+        ((qg, qq, gg), {"variant": "spcl"}, f"variant must be {known}, got 'spcl'"),
+    ]  # fmt: skip
+    for arguments, options, message in cases:
+        with pytest.raises(ValueError) as error:
+            ops.rerank_distances(*arguments, **options)
+        assert str(error.value) == f"rerank_distances: {message}"
+
+
+def test_distances_that_are_not_finite():
+    qg, qq, gg = matrices(4, 9)
+    qg[2, 3] = np.nan
+    with pytest.raises(ValueError) as error:
+        ops.rerank_distances(qg, qq, gg)
+    message = "query_gallery must have rows of finite norm, got nan in row 2"
+    assert str(error.value) == f"rerank_distances: {message}"
+
+
 # --- arguments ------------------------------------------------------------------------------------
 
 
@@ -509,7 +643,8 @@ def test_compiled(torch_library):
 
     def all_three(x, gallery):
         near = ops.knn(x * 2, 5).scores.sum()
-        return near + ops.jaccard_distance(x, 6, 3), ops.rerank(x, gallery, 6, 3) + 1
+        again = ops.rerank_distances(x @ x.T + 40, None, None, 6, 3)
+        return near + ops.jaccard_distance(x, 6, 3), ops.rerank(x, gallery, 6, 3) + 1, again
 
     compiled = torch.compile(all_three, fullgraph=True, backend="aot_eager")
     for result, expected in zip(
@@ -527,6 +662,7 @@ def test_operator_registration(torch_library):
         (torch.ops.pyreid.jaccard_distance, (x, 6, 3, "zhong", None, None, *sizes)),
         (torch.ops.pyreid.jaccard_distance, (x, 6, 3, "ca-jaccard", None, cameras, *sizes)),
         (torch.ops.pyreid.rerank, (x, gallery, 6, 3, 0.3, "zhong")),
+        (torch.ops.pyreid.rerank_distances, (x @ x.T + 40, None, None, 6, 3, 0.3, "zhong")),
     ):
         torch.library.opcheck(op.default, arguments)
 

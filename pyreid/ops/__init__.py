@@ -5,7 +5,14 @@ from pyreid.ops._labels import LabelStats, pseudo_labels
 from pyreid.ops.bank_cross_entropy import bank_cross_entropy
 from pyreid.ops.class_means import Means, class_means
 from pyreid.ops.dbscan import Overlap, cluster_overlap, dbscan, mean_smallest
-from pyreid.ops.jaccard import Neighbours, jaccard_distance, jaccard_graph, knn, rerank
+from pyreid.ops.jaccard import (
+    Neighbours,
+    jaccard_distance,
+    jaccard_graph,
+    knn,
+    rerank,
+    rerank_distances,
+)
 from pyreid.ops.memory_update import memory_update_
 from pyreid.ops.negative_mining import Mined, mine_negatives
 from pyreid.ops.ranking import Ranking, evaluate_ranking
@@ -33,6 +40,7 @@ __all__ = [
     "mine_negatives",
     "pseudo_labels",
     "rerank",
+    "rerank_distances",
     "sample_rows",
     "set_contrast",
 ]

@@ -23,8 +23,7 @@ _CONVERTED = 2**24  # elements of a half-precision bank that are widened at a ti
 def panels(batch: int, bank: Any) -> Iterator[tuple[int, Any]]:
     """(first row, rows) of consecutive panels of `bank`, for products with `batch` queries; at least one."""
     size, dim = bank.shape
-    cuda = _native.on_cuda(_shards.like(bank))
-    rows = (_CUDA_SCORES if cuda else _CPU_SCORES) // max(batch, 1)
+    rows = width(batch, _shards.like(bank))
     if not _is_float32(bank):
         rows = min(rows, _CONVERTED // max(dim, 1))
     rows = max(rows // 256, 1) * 256
@@ -33,6 +32,12 @@ def panels(batch: int, bank: Any) -> Iterator[tuple[int, Any]]:
         return
     for first in range(0, max(size, 1), rows):
         yield first, bank[first : first + rows]
+
+
+def width(batch: int, like: Any) -> int:
+    """Rows that meet `batch` queries at a time."""
+    scores = _CUDA_SCORES if _native.on_cuda(like) else _CPU_SCORES
+    return max(scores // max(batch, 1) // 256, 1) * 256
 
 
 def product(queries: Any, panel: Any, *, precision: str = "exact", alike: bool = False) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ _AHEAD = 8
 _FILTER_ROWS, _FILTER_COLUMNS, _FILTER_QUERIES = 4096, 256, 512
 _SPARE = 96  # rows listed beyond the k best, for those that half precision cannot tell from them
 _SLOTS = 64  # near rows, more than which few rows have
+_FAR = 3e38  # a distance, for what is not there
 _GATHERED = 2**24  # elements of rows that are fetched from elsewhere together, for their weights
 
 # How much of a stage its parts are, roughly.
@@ -45,18 +47,20 @@ class _Variant(NamedTuple):
     column: str  # what a distance is divided by: "" nothing, "max", or "range" (after subtracting the min)
     clip: bool  # Jaccard distances below 0, which rounding makes, become 0
     half: bool  # weights and sums of minima are float16
-    rerank: bool
+    ops: tuple[str, ...] = ()  # of those that re-rank, which take it
 
 
+_BOTH = ("rerank", "rerank_distances")
 _VARIANTS = {
-    "spcl": _Variant(0, False, "", True, False, False),
-    "openunreid": _Variant(0, True, "", True, False, True),
-    "zhong": _Variant(1, True, "max", False, False, True),
-    "mmt": _Variant(1, True, "max", True, False, False),
-    "jvtc": _Variant(1, True, "range", True, True, True),
-    "strong-baseline": _Variant(1, True, "max", False, True, True),
-    "ca-jaccard": _Variant(1, False, "", True, False, False),
+    "spcl": _Variant(0, False, "", True, False),
+    "openunreid": _Variant(0, True, "", True, False, ("rerank",)),
+    "zhong": _Variant(1, True, "max", False, False, _BOTH),
+    "mmt": _Variant(1, True, "max", True, False, ("rerank_distances",)),
+    "jvtc": _Variant(1, True, "range", True, True, _BOTH),
+    "strong-baseline": _Variant(1, True, "max", False, True, _BOTH),
+    "ca-jaccard": _Variant(1, False, "", True, False),
 }
+_SQUARES = ("zhong",)  # distances that it is given; the others are given squared ones
 
 
 def knn(
@@ -363,6 +367,238 @@ def _rerank_fake(queries, gallery, *_):
 _rerank = _torch.register(_rerank_forward, name="rerank", fake=_rerank_fake)
 
 
+def rerank_distances(
+    query_gallery: Array,
+    query_query: Array | None = None,
+    gallery_gallery: Array | None = None,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    *,
+    variant: str = "zhong",
+) -> Array:
+    """`rerank` of distances that somebody has computed: (1 - lambda) Jaccard distance + lambda distance.
+
+    Neighbours are sought among queries and gallery together; of equal distances, the lower row comes first,
+    queries before the gallery. Weights are softmax(-distance), as in `jaccard_graph`. A distance is first
+
+    | variant | of | made from what is given | below 0 | arithmetic |
+    |---|---|---|---|---|
+    | zhong | Zhong et al., torchreid, fast-reid, SpCL | its square / the column's maximum | kept | float32 |
+    | mmt | MMT | itself / the column's maximum | 0 | float32 |
+    | jvtc | JVTC | (itself - the column's minimum) / (maximum - minimum) | 0 | float16 |
+    | strong-baseline | reid-strong-baseline | itself / the column's maximum | kept | float16 |
+
+    so that all but "zhong" expect squared distances, as their sources have them; torchreid's
+    engine and SpCL's evaluator give squared ones to zhong too, whose weights are then of fourth powers.
+    Columns are those of all distances, [[query_query, query_gallery], [query_gallery.T, gallery_gallery]],
+    and what is divided is transposed, as the sources do. MMT's own lambda weighs a prior that is not built
+    here: 0 gives its distance.
+
+    Args:
+        query_gallery: (Q, G) float32, float16 or bfloat16; or, without the other two, (N, N): all rows are
+            queries and gallery alike. On the CPU, a row whose norm is not finite is an error.
+        query_query: (Q, Q). gallery_gallery: (G, G).
+        k1, k2: as for `jaccard_graph`.
+        lambda_value: weight of the distance itself, in [0, 1].
+
+    Returns:
+        (Q, G) float32, or (N, N). Memory beyond it: a panel of rows, and what is linear in Q + G. On CUDA the
+        call waits for the device a few times. No gradient.
+    """
+    return _rerank_distances(
+        query_gallery, query_query, gallery_gallery, k1, k2, lambda_value, variant
+    )
+
+
+def _rerank_distances_forward(
+    query_gallery: torch.Tensor,
+    query_query: torch.Tensor | None,
+    gallery_gallery: torch.Tensor | None,
+    k1: int,
+    k2: int,
+    lambda_value: float,
+    variant: str,
+) -> torch.Tensor:
+    op = "rerank_distances"
+    rule = _rule(op, variant)
+    given = _Given(op, query_gallery, query_query, gallery_gallery, variant in _SQUARES)
+    module, stream = _native.floor(query_gallery)
+    module.jaccard_check(op, query_gallery, k1, k2, None, None, 0)
+    if not 0 <= lambda_value <= 1:
+        raise ValueError(f"{op}: lambda_value must lie in [0, 1], got {lambda_value}")
+    space = given.span(rule.column == "range")
+    work = Work(given.size)
+    lists = _as_int32(given.nearest(_columns(rule, k1, k2), space))
+
+    def fill(first, sets):
+        given.weigh(first, sets, space, rule.half)
+
+    weights = _averaged(
+        *(op, lists, k1, k2, rule, work),
+        lambda reciprocity: _sets(op, lists, reciprocity, work, fill),
+    )
+    sides = (weights, _transpose(op, weights), rule.clip, rule.half)
+    rows, columns = query_gallery.shape
+    mixed = _native.empty(query_gallery, (rows, columns), "float32")
+    for begin in range(0, rows, _QUERIES):
+        some = slice(begin, min(begin + _QUERIES, rows))
+        module.jaccard_block(op, *sides, begin, given.size - columns, mixed[some], stream)
+        mixed[some] *= 1 - lambda_value
+        for first, near in given.tiles(some, space, given.size - columns):
+            near *= lambda_value
+            to = first - (given.size - columns)
+            mixed[some, to : to + near.shape[1]] += near
+    return mixed
+
+
+def _rerank_distances_fake(query_gallery, *_):
+    return torch.empty_like(query_gallery, dtype=torch.float32)
+
+
+_rerank_distances = _torch.register(
+    _rerank_distances_forward, name="rerank_distances", fake=_rerank_distances_fake
+)
+
+
+class _Given:
+    """Distances of N rows, those of the queries and then those of the gallery, that a caller has computed.
+    They stay where they are: what is needed of them is fetched tile by tile, transposed and, for a variant
+    that does so, squared."""
+
+    def __init__(self, op: str, first: Any, queries: Any, gallery: Any, squared: bool):
+        named = {"query_gallery": first, "query_query": queries, "gallery_gallery": gallery}
+        if (queries is None) != (gallery is None):
+            missing = "query_query" if queries is None else "gallery_gallery"
+            raise ValueError(f"{op}: {missing} must be given as the other is, got None")
+        for name, matrix in named.items():
+            if matrix is not None:
+                _squared_norms(op, name, matrix)
+        rows, columns = first.shape
+        if queries is None:
+            named, shapes = {"query_gallery": first}, [(rows, rows)]
+        else:
+            shapes = [(rows, columns), (rows, rows), (columns, columns)]
+        for (name, matrix), shape in zip(named.items(), shapes, strict=True):
+            if tuple(matrix.shape) != shape:
+                raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(matrix.shape)}")
+        self.like, self.squared = first, squared
+        self.bounds = (0, rows) if queries is None else (0, rows, rows + columns)
+        self.size = self.bounds[-1]
+        # blocks[a][b]: from the rows of part a to those of part b, which were b's to a's.
+        self.blocks = [[first.T]] if queries is None else [[queries.T, first], [first.T, gallery.T]]
+
+    def tile(self, rows: slice, columns: slice) -> Any:
+        """Distances from some rows to others: a new float32 array."""
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        found = _native.empty(self.like, shape, "float32")
+        for own, a, from_rows in self.parts(rows):
+            for their, b, from_columns in self.parts(columns):
+                found[own, their] = self.blocks[a][b][from_rows, from_columns]
+        if self.squared:
+            found *= found
+        return found
+
+    def parts(self, some: slice) -> Iterator[tuple[slice, int, slice]]:
+        """(where in `some`, part, where in it) of those that `some` touches."""
+        for part, (top, end) in enumerate(itertools.pairwise(self.bounds)):
+            first, last = max(some.start, top), min(some.stop, end)
+            if first < last:
+                within = slice(first - some.start, last - some.start)
+                yield within, part, slice(first - top, last - top)
+
+    def tiles(self, rows: slice, space: Any, begin: int = 0) -> Iterator[tuple[int, Any]]:
+        """(first column, distances as the variant makes them) from `rows` to all from `begin` on."""
+        width = _panels.width(rows.stop - rows.start, self.like)
+        for first in range(begin, self.size, width):
+            near = self.tile(rows, slice(first, min(first + width, self.size)))
+            if space is not None:
+                low, span = (part[rows][:, None] for part in space)
+                near -= low
+                near /= span
+            yield first, near
+
+    def pieces(self) -> Iterator[slice]:
+        for begin in range(0, self.size, _QUERIES):
+            yield slice(begin, min(begin + _QUERIES, self.size))
+
+    def span(self, from_lowest: bool) -> tuple[Any, Any]:
+        """(N,) what is taken off a row's distances, and what they are divided by."""
+        xp = _native.namespace(self.like)
+        low, high = (_native.empty(self.like, (self.size,), "float32") for _ in range(2))
+        for rows in self.pieces():
+            for first, near in self.tiles(rows, None):
+                least, most = xp.amin(near, 1), xp.amax(near, 1)
+                low[rows] = least if first == 0 else xp.minimum(low[rows], least)
+                high[rows] = most if first == 0 else xp.maximum(high[rows], most)
+        if not from_lowest:
+            low[:] = 0
+        high -= low
+        high += high <= 0  # where all are at one distance: 0 / 1
+        return low, high
+
+    def nearest(self, k: int, space: Any) -> Any:
+        """(N, k) rows, nearest first, ties by the lower row."""
+        module, stream = _native.floor(self.like)
+        found = _native.empty(self.like, (self.size, k), "int64")
+        for rows in self.pieces():
+            count = rows.stop - rows.start
+            state = (
+                _native.empty(self.like, (count, k + max(k, 1024)), "int64"),
+                _native.empty(self.like, (count,), "int64"),
+                _native.empty(self.like, (count,), "int32"),
+            )
+            for first, near in self.tiles(rows, space):
+                near *= -1
+                rules = (None, None, None, None, None, 0.0)
+                module.mine_panel(near, first, *rules, *state, k, stream)
+            scores = _native.empty(self.like, (count, k), "float32")
+            module.mine_finish(*state, k, 0, scores, found[rows], stream)
+        return found
+
+    def weigh(self, first: int, sets: tuple, space: Any, half: bool) -> None:
+        """Writes the values of the sets of rows `first` on: softmax of the negative distances."""
+        starts, ids, values = sets
+        xp = _native.namespace(ids)
+        for begin in range(0, len(starts) - 1, _QUERIES):
+            bounds = starts[begin : begin + _QUERIES + 1]
+            here = slice(int(bounds[0]), int(bounds[-1]))
+            if here.start == here.stop:
+                continue
+            places = _native.from_numpy(ids, np.arange(here.start, here.stop))
+            own = xp.searchsorted(bounds, places, side="right") - 1
+            places -= bounds[own]
+            rows = own + (first + begin)
+            low, span = (part[rows] for part in space)
+            near = (self.between(rows, xp.asarray(ids[here], dtype=xp.int64)) - low) / span
+            line = _native.empty(values, (len(bounds) - 1, _widest(bounds)), "float32")
+            line[...] = _FAR
+            line[own, places] = near
+            line = xp.exp(xp.amin(line, 1)[:, None] - line)
+            line /= line.sum(1)[:, None]
+            found = line[own, places]
+            if half:
+                found = xp.asarray(found, dtype=xp.float16)
+            values[here] = xp.asarray(found, dtype=xp.float32)
+
+    def between(self, rows: Any, columns: Any) -> Any:
+        """Distances from rows (M,) to rows (M,): (M,) float32."""
+        xp = _native.namespace(rows)
+        found = _native.empty(rows, tuple(rows.shape), "float32")
+        for a, top in enumerate(self.bounds[:-1]):
+            for b, left in enumerate(self.bounds[:-1]):
+                own, their = rows - top, columns - left
+                block = self.blocks[a][b]
+                inside = (own >= 0) & (own < block.shape[0]) & (their >= 0)
+                some = xp.where(inside & (their < block.shape[1]))[0]
+                found[some] = _native.widened_half(block[own[some], their[some]])
+        return found * found if self.squared else found
+
+
+def _widest(starts: Any) -> int:
+    return int((starts[1:] - starts[:-1]).max())
+
+
 class _Encoded(NamedTuple):
     weights: tuple
     transposed: tuple
@@ -370,7 +606,7 @@ class _Encoded(NamedTuple):
 
 
 def _rule(op: str, variant: str) -> _Variant:
-    names = [name for name, rule in _VARIANTS.items() if rule.rerank or op != "rerank"]
+    names = [name for name, rule in _VARIANTS.items() if op in rule.ops or op not in _BOTH]
     if variant not in names:
         known = ", ".join(map(repr, names[:-1])) + f" or {names[-1]!r}"
         raise ValueError(f"{op}: variant must be {known}, got {variant!r}")
@@ -669,13 +905,29 @@ def _encode(
     space = (norms if rule.squared else None, low, high)
     lists = _as_int32(ranks)
     work.begin("jaccard", lists)
-    columns = min(k1 + rule.extra, lists.shape[1])
-    reciprocity = (columns, columns, min(round(k1 / 2) + 1, columns))
-    weights = _weights(op, features, lists, reciprocity, space, rule.half, work)
-    if k2 != 1:
-        near = k2 if rule.extra else min(k2, k1)
-        weights = _average(op, lists, min(near, lists.shape[1]), weights, rule.half, work)
+    weights = _averaged(
+        *(op, lists, k1, k2, rule, work),
+        lambda reciprocity: _weights(op, features, lists, reciprocity, space, rule.half, work),
+    )
     return _Encoded(weights, _transpose(op, weights), space)
+
+
+def _averaged(
+    op: str,
+    lists: Any,
+    k1: int,
+    k2: int,
+    rule: _Variant,
+    work: Work,
+    weigh: Callable[[tuple], tuple],
+) -> tuple:
+    """The rows of weights that `weigh(reciprocity)` makes, each the mean over its first k2 neighbours."""
+    columns = min(k1 + rule.extra, lists.shape[1])
+    weights = weigh((columns, columns, min(round(k1 / 2) + 1, columns)))
+    if k2 == 1:
+        return weights
+    near = k2 if rule.extra else min(k2, k1)
+    return _average(op, lists, min(near, lists.shape[1]), weights, rule.half, work)
 
 
 def _encode_cameras(
@@ -722,13 +974,6 @@ def _weights(
     work: Work,
 ) -> tuple:
     module, stream = _native.floor(lists)
-    words = module.mask_words(reciprocity[0], reciprocity[2])
-    masks = _native.empty(lists, (lists.shape[0], words), "int32")
-    module.reciprocal(op, lists, *reciprocity, masks, stream)
-    scratch = _native.scratch(lists)
-
-    def write(first, sink):
-        module.expand(op, lists, *reciprocity, masks, first, sink, scratch, stream)
 
     def weigh(rows, first, norms, own, sets):
         low, high = (None if x is None else x[own] for x in space[1:])
@@ -742,6 +987,20 @@ def _weights(
             norms = None if space[0] is None else space[0][numbers]
             own = slice(top, top + len(some[0]) - 1)
             weigh(features.take(_native.to_numpy(numbers)), 0, norms, own, some)
+
+    return _sets(op, lists, reciprocity, work, fill)
+
+
+def _sets(op: str, lists: Any, reciprocity: tuple, work: Work, fill: Any) -> tuple:
+    """The sets of all rows, whose values `fill` writes."""
+    module, stream = _native.floor(lists)
+    words = module.mask_words(reciprocity[0], reciprocity[2])
+    masks = _native.empty(lists, (lists.shape[0], words), "int32")
+    module.reciprocal(op, lists, *reciprocity, masks, stream)
+    scratch = _native.scratch(lists)
+
+    def write(first, sink):
+        module.expand(op, lists, *reciprocity, masks, first, sink, scratch, stream)
 
     return _two_passes(lists, write, work, _SETS, fill=fill)
 

@@ -6,7 +6,14 @@ For tests and benchmarks. Every function is pure: it copies what it changes.
 from pyreid.reference.bank_cross_entropy import bank_cross_entropy
 from pyreid.reference.class_means import class_means
 from pyreid.reference.dbscan import cluster_overlap, dbscan, mean_smallest
-from pyreid.reference.jaccard import distances, jaccard_distance, knn, reciprocal_sets, rerank
+from pyreid.reference.jaccard import (
+    distances,
+    jaccard_distance,
+    knn,
+    reciprocal_sets,
+    rerank,
+    rerank_distances,
+)
 from pyreid.reference.memory_update import memory_update
 from pyreid.reference.negative_mining import mine_negatives
 from pyreid.reference.ranking import evaluate_ranking
@@ -27,6 +34,7 @@ __all__ = [
     "mine_negatives",
     "reciprocal_sets",
     "rerank",
+    "rerank_distances",
     "sample_rows",
     "set_contrast",
     "set_contrast_gradient",

@@ -21,17 +21,42 @@ def knn(features, k, *, queries=None):
 
 def jaccard_distance(features, k1=30, k2=6, *, variant="spcl", ranks=None, **cameras_and_ks):
     """(N, N) float32."""
-    weights, clip = _encode(features, k1, k2, variant, ranks, **cameras_and_ks)
+    near = distances(features, variant)
+    weights, clip = _encode(near, k1, k2, variant, ranks, **cameras_and_ks)
     return _jaccard(weights, range(len(weights)), clip)
 
 
 def rerank(queries, gallery, k1=20, k2=6, lambda_value=0.3, *, variant="zhong", ranks=None):
     """(Q, G) float32: (1 - lambda) Jaccard + lambda distance, over queries and gallery together."""
     union = np.concatenate([queries, gallery])
-    weights, clip = _encode(union, k1, k2, variant, ranks)
+    near = distances(union, variant)
+    weights, clip = _encode(near, k1, k2, variant, ranks)
     jaccard = _jaccard(weights, range(len(queries)), clip)
-    mixed = (1 - lambda_value) * jaccard + lambda_value * distances(union, variant)[: len(queries)]
+    mixed = (1 - lambda_value) * jaccard + lambda_value * near[: len(queries)]
     return mixed[:, len(queries) :].astype(np.float32)
+
+
+def rerank_distances(
+    query_gallery,
+    query_query=None,
+    gallery_gallery=None,
+    k1=20,
+    k2=6,
+    lambda_value=0.3,
+    *,
+    variant="zhong",
+):
+    """(Q, G) float32 from distances that are there; or (N, N) from the first alone."""
+    given, count = np.asarray(query_gallery, np.float32), 0
+    if query_query is not None:
+        count = len(given)
+        given = np.block([[query_query, given], [given.T, gallery_gallery]]).astype(np.float32)
+    near = normalized(given**2 if variant == "zhong" else given, variant)
+    ranks = np.argsort(near, axis=1, kind="stable")
+    weights, clip = _encode(near, k1, k2, variant, ranks)
+    jaccard = _jaccard(weights, range(len(query_gallery)), clip)
+    mixed = (1 - lambda_value) * jaccard + lambda_value * near[: len(query_gallery)]
+    return mixed[:, count:].astype(np.float32)
 
 
 def reciprocal_sets(ranks, k1, variant="spcl"):
@@ -66,25 +91,30 @@ def distances(features, variant):
     squared = np.maximum(norms[:, None] + norms - 2 * dots, 0)
     if variant == "openunreid":
         return squared
-    low = squared.min(axis=0) if variant == "jvtc" else 0
-    span = squared.max(axis=0) - low
+    return normalized(squared, variant)
+
+
+def normalized(given, variant):
+    """(N, N): distances within what their columns hold, transposed."""
+    if not len(given):
+        return given
+    low = given.min(axis=0) if variant == "jvtc" else 0
+    span = given.max(axis=0) - low
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(span > 0, (squared - low) / span, 0).T
+        return np.where(span > 0, (given - low) / span, given.dtype.type(0)).T
 
 
-def camera_ranks(features, cameras):
+def camera_ranks(near, cameras):
     """Lists of each row's own camera first, and of the other cameras first."""
-    near = distances(features, "ca-jaccard")
     same = cameras[:, None] == cameras
     return [np.argsort(near + 999.0 * mask, axis=1, kind="stable") for mask in (~same, same)]
 
 
-def _encode(features, k1, k2, variant, ranks, cameras=None, intra_k=(5, 2), inter_k=(20, 4)):
-    """(N, N) weights, query expansion included, and whether distances are clipped at 0."""
+def _encode(near, k1, k2, variant, ranks, cameras=None, intra_k=(5, 2), inter_k=(20, 4)):
+    """(N, N) weights, query expansion included, and whether Jaccard distances are clipped at 0."""
     dtype = np.float16 if variant in ("jvtc", "strong-baseline") else np.float32
-    near = distances(features, variant)
     if variant == "ca-jaccard":
-        intra, inter = camera_ranks(features, cameras)
+        intra, inter = camera_ranks(near, cameras)
         sets = [
             np.union1d(reciprocal(intra, i, intra_k[0] + 1), reciprocal(inter, i, inter_k[0] + 1))
             for i in range(len(near))

@@ -484,6 +484,55 @@ void jaccard_block(const char* op, const SparseRows& weights, const SparseRows& 
                    const MinSum& rule, const RowRange& rows, int64_t column, int64_t columns,
                    float* distances, Stream stream);
 
+// --- joint_distance ----------------------------------------------------------------------------
+
+// When and where images were taken: (N,) each. An image whose frame is negative has no known time.
+// A camera outside [0, cameras): on the CPU std::invalid_argument; on CUDA its images have none.
+struct Sightings {
+  Ids cameras, frames;
+};
+
+struct TimeHistogram {
+  Ids clusters;  // (N,) in [0, count); an image of another one is left out
+  int64_t count;
+  Sightings seen;
+  int64_t cameras;  // C
+  int64_t bin;      // frames
+  int64_t bins;
+  double sigma;   // of the smoothing, in bins
+  int64_t reach;  // bins to each side that it takes in
+};
+
+// histogram (C, C, bins): how long people take from the earlier of two cameras, the second index,
+// to the later one, the first. With m the mean frame of a cluster's images in a camera, n their
+// number and f the smallest of their frames,
+//
+//   for each cluster and each pair of cameras a < b that it has images in:
+//     d = m_a - m_b; 1 more in [a][b] at d if d > 0, else in [b][a] at -d
+//   for each cluster and camera a, for each of its images there:
+//     n more in [a][a] at its frame - f
+//
+// where "at t" is bin floor(t / bin), and what lies beyond the last bin is left out. Then each
+// [later][earlier] is smoothed, bin i <- sum over j of counts[j] exp(-(i - j)^2 / (2 sigma^2)),
+// |i - j| <= reach, and divided by its sum; what has no counts stays 0. In float64. `workspace`
+// holds time_histogram_workspace(task) bytes, aligned to 256.
+size_t time_histogram_workspace(const TimeHistogram& task);
+void time_histogram(const TimeHistogram& task, float* histogram, void* workspace, Stream stream);
+
+struct JointTerms {
+  const float* histogram;  // (C, C, bins)
+  int64_t cameras, bin, bins;
+  float gamma, visual, temporal;  // temporal: lambda_t
+};
+
+// distances[i, column + j] = 1 - 1 / (1 + visual e^(-gamma s)) * 1 / (1 + temporal e^(-gamma t)),
+// s = scores[i, j], t = histogram[later camera][earlier camera] at the difference of the frames.
+// Of two images of one frame, the one of the larger camera is the later. t = 0 beyond the last bin,
+// and where a time is not known. Powers of e are at most e^88.
+void joint_block(const char* op, const float* scores, const Sightings& queries,
+                 const Sightings& gallery, const JointTerms& terms, float* distances,
+                 int64_t stride, int64_t column, Stream stream);
+
 // --- the floor itself --------------------------------------------------------------------------
 
 // Whether arrays of this floor live in CUDA memory.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -239,7 +240,8 @@ def evaluate(
             an array of (Q, G) float32.
         same_camera: images of the query's own camera count too: for sets whose cameras are not known.
         distances: a method's own: of the features and cameras of queries and gallery (Q, D), (G, D), (Q,),
-            (G,), gives (Q, G) distances by name. The ranking of each is in `by_distance`.
+            (G,), and of `query_frames` (Q,) and `gallery_frames` (G,) if it has such arguments, gives (Q, G)
+            distances by name. The ranking of each is in `by_distance`.
         max_rank: the length of the CMC.
     """
     for name, features, images in (
@@ -281,10 +283,15 @@ def evaluate(
 
     parts: dict[str, list[ops.Ranking]] = {}
     if distances is not None:
+        timed = "query_frames" in inspect.signature(distances).parameters
+        when = [torch.from_numpy(images.frames).to(device) for images in (query, gallery)]
         some = max(_DISTANCES // max(len(gallery), 1), 1)  # queries at a time
         for first in range(0, len(query), some):
             block = slice(first, first + some)
-            own = distances(query_features[block], gallery_features, seen_by[0][block], seen_by[1])
+            beside = {"query_frames": when[0][block], "gallery_frames": when[1]} if timed else {}
+            own = distances(
+                query_features[block], gallery_features, seen_by[0][block], seen_by[1], **beside
+            )
             for name, found in own.items():
                 parts.setdefault(name, []).append(ranked(block, every, max_rank, found))
     by_distance = {name: _joined(found) for name, found in parts.items()}

@@ -141,6 +141,7 @@ class Method(Protocol):
     It may also have
         wants_features: bool, whether `label` needs features this time; else they are not extracted, and it
             gets None. Its labels are then all -1 as a rule: there are no clusters.
+        wants_frames: bool, whether `label` is told when images were taken: it has a third argument `frames`.
         distances(queries, gallery, query_cameras, gallery_cameras) -> {name: (Q, G) distances} of its own,
             by which test images are ranked too; see `evaluate`.
         optimizers(training) -> {name: optimizer} of its own, in place of one for all that requires a
@@ -193,7 +194,7 @@ def fit(
     """Trains an encoder on unlabelled images.
 
     Args:
-        method: a name ("ice", "cluster-contrast", "scl"), a method's Config, or a method itself.
+        method: a name ("ice", "cluster-contrast", "scl", "jvtc"), a method's Config, or a method itself.
         encoder: any module that maps (B, 3, H, W) images to (B, D) features; None where `method` has one.
         data: a ReidData, an Images (Tracklets are, for encoders of clips), or any map-style dataset of
             (image, id, camera). The ids of training images are used for nothing but to report how good the
@@ -316,7 +317,10 @@ class _Run:
         if getattr(self.method, "wants_features", True):
             features = self.extract(self.images)
         extracted = time.perf_counter()
-        self.labels = self.method.label(features, self.cameras)
+        frames = {}
+        if getattr(self.method, "wants_frames", False):
+            frames["frames"] = torch.from_numpy(np.asarray(self.images.frames)).to(self.device)
+        self.labels = self.method.label(features, self.cameras, **frames)
         self.last_labels = self.labels.cpu()
         seconds = {"extract": extracted - start, "label": time.perf_counter() - extracted}
         self.entry = {

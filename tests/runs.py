@@ -87,6 +87,9 @@ def fit(name, output=None, *, norm_group=None, resume=False, **changes):
     if name == "scl":
         own = {"neighbours": 3, "negatives": 40, "initial_epochs": 1}
         encoder.parts = (8, 4, 4)
+    if name == "jvtc":
+        own = {"views": 2, "first_labels": 1, "relabel_every": 1, "k1": 6, "k2": 2}
+        own |= {"rho": 0.08, "eps_factor": 1.0}
     return train.fit(
         METHODS[name].Config(**own),
         encoder,

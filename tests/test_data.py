@@ -17,6 +17,7 @@ from pyreid.data import (
     Images,
     ReidData,
     as_images,
+    frame_numbers,
     open_csv,
     open_data,
     open_folder,
@@ -82,7 +83,8 @@ def refused(call):
 
 def arrays(count=5):
     pixels = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 4, 3), np.uint8)
-    return ImageArrays(pixels, ids=np.arange(count) - 1, cameras=np.arange(count) % 2)
+    numbers = np.arange(count)
+    return ImageArrays(pixels, ids=numbers - 1, cameras=numbers % 2, frames=10 * numbers - 1)
 
 
 def test_images_in_memory():
@@ -112,6 +114,7 @@ def test_selected_images(rows, expected):
     assert chosen.names == tuple(f"{row:06d}" for row in expected)
     assert chosen.ids.tolist() == [row - 1 for row in expected]
     assert chosen.cameras.tolist() == [row % 2 for row in expected]
+    assert chosen.frames.tolist() == [10 * row - 1 for row in expected]
 
 
 def test_selection_of_a_selection_in_another_process():
@@ -154,6 +157,7 @@ def test_corrupt_file_is_named(tmp_path, cut):
             "Images: cameras must be whole numbers of shape (1,), got float64 (1,)",
         ),
         (lambda: Images(["a"], cameras=[-1]), "Images: cameras must not be negative, got -1"),
+        (lambda: Images(["a"], frames=[-2]), "Images: frames must be at least -1, got -2"),
         (lambda: Images(["a"], ids=[-2]), "Images: ids must be at least -1, got -2"),
         (
             lambda: ImageArrays(np.zeros((2, 3, 8, 4), np.uint8)),
@@ -263,6 +267,38 @@ NESTINGS = [  # below the folder that is given, by the trainers whose users have
 ]
 
 
+def test_frames_of_market():
+    """Sequences of a camera follow each other, each as long as its last frame; cameras know nothing of each
+    other."""
+    frames = {
+        "train/0002_c1s1_000451_03.jpg": 451,
+        "train/0007_c1s2_000100_01.jpg": 900 + 100,
+        "test/0007_c1s1_000900_01.jpg": 900,
+        "test/-1_c1s10_000030_00.jpg": 900 + 100 + 30,
+        "test/0000_c2s2_000005_02.jpg": 5,
+        "query/1_c2s4_7_1.png": 5 + 7,
+    }
+    assert frame_numbers(list(frames)).tolist() == list(frames.values())
+    assert frame_numbers(list(reversed(frames))).tolist() == list(reversed(frames.values()))
+
+
+def test_frames_of_other_names():
+    names = [
+        "0001_c2_f0046182.jpg",
+        "0001_c3_f0046.jpg",
+        "0000/0000_000_01_0303morning_0015_0.jpg",
+        "0000/0000_001_03_0303afternoon_0040_1_ex.jpg",
+        "0001_002_12_0303noon_0020_2.jpg",
+        "0001_003_12_1203morning_0002_2.jpg",
+        "0001C1T0001F001.jpg",
+        "0001_c2.jpg",
+        "photo.jpg",
+    ]
+    slots = [15, 15 + 20 + 40, 15 + 20, 15 + 20 + 40 + 2]
+    assert frame_numbers(names).tolist() == [46182, 46, *slots, -1, -1, -1]
+    assert frame_numbers([]).dtype == np.int64
+
+
 @pytest.mark.parametrize("nesting, name", NESTINGS)
 @pytest.mark.parametrize(
     "pattern", ["{id}_c{camera}s1_00000{k}_01.jpg", "{id}_c{camera}_f00{k}.jpg"]
@@ -283,6 +319,8 @@ def test_market_layout(tmp_path, nesting, name, pattern):
     assert data.gallery.ids.tolist() == [-1, 0, 3]
     assert data.gallery.cameras.tolist() == [2, 1, 2]
     assert data.cameras == 3
+    assert data.train.frames.tolist() == [1, 2, 0]
+    assert data.gallery.frames.tolist() == [6, 5, 4]
     assert data.gallery[0][0].size == (4, 8)
     deepest = quietly(root / nesting)
     assert (deepest.name, deepest.train.names) == (expected, data.train.names)
@@ -307,6 +345,7 @@ def test_msmt17_layout(tmp_path, nesting, folders):
     assert data.query.cameras.tolist() == [3]
     assert data.gallery.ids.tolist() == [0, 2]
     assert data.gallery.cameras.tolist() == [1, 3]
+    assert data.train.frames.tolist() == [15, 15, 15]
     assert [image.size for image, _, _ in data.gallery] == [(4, 8)] * 2
 
 

@@ -368,6 +368,14 @@ def test_rerank_matches_reference(library, small_panels, variant, queries, galle
         np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=tolerance(variant))
 
 
+@pytest.mark.parametrize("variant", RERANKING)
+def test_rerank_of_rows_among_themselves(library, small_panels, variant):
+    features = people(60 if library.floor == "emulated" else 130, unit=False)
+    mixed = library.back(ops.rerank(library(features), None, 6, 3, variant=variant))
+    expected = reference.rerank(features, None, 6, 3, variant=variant)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=tolerance(variant))
+
+
 def test_rerank_tells_how_far_it_is(library, monkeypatch):
     monkeypatch.setattr(jaccard_room, "_QUERIES", 8)
     q, g, told = library(people(20)), library(people(50, seed=1)), []
@@ -662,6 +670,7 @@ def test_operator_registration(torch_library):
         (torch.ops.pyreid.jaccard_distance, (x, 6, 3, "zhong", None, None, *sizes)),
         (torch.ops.pyreid.jaccard_distance, (x, 6, 3, "ca-jaccard", None, cameras, *sizes)),
         (torch.ops.pyreid.rerank, (x, gallery, 6, 3, 0.3, "zhong")),
+        (torch.ops.pyreid.rerank, (x, None, 6, 3, 0.3, "jvtc")),
         (torch.ops.pyreid.rerank_distances, (x @ x.T + 40, None, None, 6, 3, 0.3, "zhong")),
     ):
         torch.library.opcheck(op.default, arguments)

@@ -320,6 +320,8 @@ def test_written_as_market_and_read_again(tmp_path, data):
         assert found.names == subset.names
         np.testing.assert_array_equal(found.ids, subset.ids)
         np.testing.assert_array_equal(found.cameras, subset.cameras)
+        np.testing.assert_array_equal(found.frames, subset.frames)
+        assert set(subset.frames.tolist()) <= {1, 26, 51}
     image, _, _ = read.train[0]
     error = np.abs(np.asarray(image).astype(float) - data.train.pixels[0])
     assert 0 < error.mean() < 12

@@ -249,7 +249,7 @@ def test_people_as_tracklets():
     images = people.people_data(**SMALL)
     data = people.people_tracklets(**SMALL)
     assert 4 * len(data.train) == len(images.train)
-    np.testing.assert_array_equal(data.train.frames.pixels, images.train.pixels)
+    np.testing.assert_array_equal(data.train.images.pixels, images.train.pixels)
     for clip, known, camera in data.train:
         assert set(images.train.ids[clip.rows]) == {known}
         assert set(images.train.cameras[clip.rows]) == {camera}

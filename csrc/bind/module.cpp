@@ -28,6 +28,7 @@ PYBIND11_MODULE(PYREID_MODULE, module) {
   pyreid::bind_class_means(module);
   pyreid::bind_dbscan(module);
   pyreid::bind_jaccard(module);
+  pyreid::bind_joint_distance(module);
   pyreid::bind_memory_update(module);
   pyreid::bind_negative_mining(module);
   pyreid::bind_products(module);

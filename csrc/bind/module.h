@@ -9,6 +9,7 @@ void bind_bank_cross_entropy(pybind11::module_& module);
 void bind_class_means(pybind11::module_& module);
 void bind_dbscan(pybind11::module_& module);
 void bind_jaccard(pybind11::module_& module);
+void bind_joint_distance(pybind11::module_& module);
 void bind_memory_update(pybind11::module_& module);
 void bind_negative_mining(pybind11::module_& module);
 void bind_products(pybind11::module_& module);

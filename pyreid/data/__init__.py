@@ -15,7 +15,7 @@ from pyreid.data.images import (
     as_images,
     readable,
 )
-from pyreid.data.layouts import LAYOUTS, open_csv, open_data, open_folder
+from pyreid.data.layouts import LAYOUTS, frame_numbers, open_csv, open_data, open_folder
 from pyreid.data.meshes import (
     ANGLES,
     MeshArrays,
@@ -29,7 +29,7 @@ from pyreid.data.meshes import (
     save_meshes,
 )
 from pyreid.data.samplers import camera_spread, multiple_gallery, shuffled
-from pyreid.data.tracklets import Clip, Frames, Tracklets
+from pyreid.data.tracklets import Clip, Frames, Tracklets, camstyle
 
 __all__ = [
     "ANGLES",
@@ -53,6 +53,8 @@ __all__ = [
     "as_images",
     "batches",
     "camera_spread",
+    "camstyle",
+    "frame_numbers",
     "images_in_order",
     "multiple_gallery",
     "open_csv",

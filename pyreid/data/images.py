@@ -28,20 +28,26 @@ class Images(torch.utils.data.Dataset):
             elsewhere belong to images by name.
         ids: (N,) int64, -1 where the identity is not known (or junk). Default: not known.
         cameras: (N,) int64, not negative; 0 to C - 1 over all subsets of a data set. Default: all 0.
+        frames: (N,) int64, when each was taken, as the number of its camera's frame, over all subsets of a
+            data set; -1 where it is not known. Default: not known.
     """
 
     kind = "images"
     names: tuple[str, ...]
     ids: np.ndarray
     cameras: np.ndarray
+    frames: np.ndarray
     _places: np.ndarray  # (N,) where each image is in what it is read from
 
-    def __init__(self, names: Sequence[str], ids: Any = None, cameras: Any = None):
+    def __init__(
+        self, names: Sequence[str], ids: Any = None, cameras: Any = None, frames: Any = None
+    ):
         where = type(self).__name__
         self.names = tuple(names)
         count = len(self.names)
         self.ids = _column(where, "ids", ids, -1, count)
         self.cameras = _column(where, "cameras", cameras, 0, count)
+        self.frames = _column(where, "frames", frames, -1, count)
         self._places = np.arange(count)
         if len(set(self.names)) != count:
             repeated, _ = Counter(self.names).most_common(1)[0]
@@ -50,6 +56,8 @@ class Images(torch.utils.data.Dataset):
             raise ValueError(f"{where}: ids must be at least -1, got {self.ids.min()}")
         if count and self.cameras.min() < 0:
             raise ValueError(f"{where}: cameras must not be negative, got {self.cameras.min()}")
+        if count and self.frames.min() < -1:
+            raise ValueError(f"{where}: frames must be at least -1, got {self.frames.min()}")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -69,6 +77,7 @@ class Images(torch.utils.data.Dataset):
         chosen = copy.copy(self)
         chosen.names = tuple(self.names[row] for row in rows)
         chosen.ids, chosen.cameras = self.ids[rows], self.cameras[rows]
+        chosen.frames = self.frames[rows]
         chosen._places = self._places[rows]
         return chosen
 
@@ -89,8 +98,9 @@ class ImageFiles(Images):
         names: Sequence[str],
         ids: Any = None,
         cameras: Any = None,
+        frames: Any = None,
     ):
-        super().__init__(names, ids, cameras)
+        super().__init__(names, ids, cameras, frames)
         self.root = Path(root)
 
     def _read(self, row: int) -> Image.Image:
@@ -113,11 +123,12 @@ class ImageArrays(Images):
         names: Sequence[str] | None = None,
         ids: Any = None,
         cameras: Any = None,
+        frames: Any = None,
     ):
         if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8:
             got = f"{pixels.dtype} {pixels.shape}"
             raise ValueError(f"ImageArrays: pixels must be uint8 (N, H, W, 3), got {got}")
-        super().__init__(_numbered(len(pixels)) if names is None else names, ids, cameras)
+        super().__init__(_numbered(len(pixels)) if names is None else names, ids, cameras, frames)
         if len(self) != len(pixels):
             raise ValueError(
                 f"ImageArrays: names must be one per image, got {len(self)} for {len(pixels)} images"
@@ -131,8 +142,8 @@ class ImageArrays(Images):
 class _OtherDataset(Images):
     """The images of somebody's map-style dataset."""
 
-    def __init__(self, dataset: Any, names: Sequence[str], ids: Any, cameras: Any):
-        super().__init__(names, ids, cameras)
+    def __init__(self, dataset: Any, names: Sequence[str], ids: Any, cameras: Any, frames: Any):
+        super().__init__(names, ids, cameras, frames)
         self.dataset = dataset
 
     def _read(self, row: int) -> Image.Image:
@@ -145,7 +156,12 @@ class _OtherDataset(Images):
 
 
 def as_images(
-    dataset: Any, *, names: Sequence[str] | None = None, ids: Any = None, cameras: Any = None
+    dataset: Any,
+    *,
+    names: Sequence[str] | None = None,
+    ids: Any = None,
+    cameras: Any = None,
+    frames: Any = None,
 ) -> Images:
     """`dataset` as Images: one already (returned as it is), or any map-style dataset whose items are
     (image, id, camera), the image PIL's or a (3, H, W) uint8 tensor.
@@ -153,6 +169,7 @@ def as_images(
     Args:
         names: default 000000, 000001, ...
         ids, cameras: (N,), if at hand: otherwise every item is asked for once, for its two numbers.
+        frames: (N,). Default: not known.
     """
     if isinstance(dataset, Images):
         return dataset
@@ -168,7 +185,8 @@ def as_images(
             found[place] = _triple(dataset[place], place)[1:]
         ids = found[:, 0] if ids is None else ids
         cameras = found[:, 1] if cameras is None else cameras
-    return _OtherDataset(dataset, _numbered(count) if names is None else names, ids, cameras)
+    names = _numbered(count) if names is None else names
+    return _OtherDataset(dataset, names, ids, cameras, frames)
 
 
 def readable(images: Images, *, threads: int = 1) -> np.ndarray:

@@ -75,6 +75,13 @@ _MARS_INFO = (
 _DUKE_VIDEO = ("train", "query", "gallery")
 _DUKE_VIDEO_NAME = re.compile(r"\d+_?C(\d)")
 
+# Names that say when an image was taken: the camera, and which recording of it; the frame.
+_MARKET_FRAME = re.compile(r"-?\d+_c(\d+)s(\d+)_(\d+)_")
+_DUKE_FRAME = re.compile(r"-?\d+_c(\d+)()_f(\d+)")
+# MSMT17 has no camera here: all were recorded at the same times of the same days.
+_MSMT17_FRAME = re.compile(r"\d+_\d+()_\d+_(\d{4}(?:morning|noon|afternoon))_(\d+)_")
+_TIMES = ("morning", "noon", "afternoon")
+
 # What people call the folders of published data sets, in lower case and without punctuation.
 _FOLDERS = {
     "market1501": ("market", "market1501", "market1501v150915"),
@@ -164,7 +171,8 @@ def open_folder(
         raise ValueError(f"open_folder: {path} holds no images ({', '.join(SUFFIXES)})")
     ids = _identities(_matched("identity", identity, names)) if identity else None
     cameras = _in_order(_matched("camera", camera, names)) if camera else None
-    return ReidData(path.resolve().name, ImageFiles(path, names, ids, cameras))
+    images = ImageFiles(path, names, ids, cameras, frame_numbers(names))
+    return ReidData(path.resolve().name, images)
 
 
 def open_csv(path: str | os.PathLike[str]) -> ReidData:
@@ -212,6 +220,27 @@ def open_csv(path: str | os.PathLike[str]) -> ReidData:
             f"open_csv: {path}: {len(missing):,} of the images are not there, the first {missing[0]}"
         )
     return ReidData(path.stem, **_numbered(path.parent, rows))
+
+
+def frame_numbers(names: Sequence[str]) -> np.ndarray:
+    """(N,) when images were taken, by names such as Market-1501's (0002_c1s1_000451_03.jpg: a camera, one of
+    its sequences, a frame), DukeMTMC-reID's (0001_c2_f0046182.jpg) and MSMT17's
+    (0000_000_01_0303morning_0015_0.jpg), in any folders: the number of the frame; -1 where a name says
+    nothing.
+
+    A camera's sequences follow each other: the largest number of each is added to those of the later ones,
+    as in JVTC's lists. MSMT17's times of day do likewise, for all cameras together.
+    """
+    read = [_timed(name.rsplit("/", 1)[-1]) for name in names]
+    longest: dict[tuple[str, Any], int] = {}
+    for clock, sequence, frame in filter(None, read):
+        longest[clock, sequence] = max(longest.get((clock, sequence), 0), frame)
+    begins: dict[tuple[str, Any], int] = {}
+    ends: dict[str, int] = {}
+    for clock, sequence in sorted(longest):
+        begins[clock, sequence] = ends.get(clock, 0)
+        ends[clock] = begins[clock, sequence] + longest[clock, sequence]
+    return np.array([begins[one[:2]] + one[2] if one else -1 for one in read], np.int64)
 
 
 # --- Finding a data set
@@ -479,23 +508,36 @@ def _images_below(folder: Path) -> list[str]:
     return sorted(names)
 
 
+def _timed(name: str) -> tuple[str, Any, int] | None:
+    """(clock, sequence, frame) of an image; sequences in their order."""
+    for pattern in (_MARKET_FRAME, _DUKE_FRAME, _MSMT17_FRAME):
+        if match := pattern.match(name):
+            clock, sequence, frame = match.groups()
+            day, time = sequence[:4], sequence[4:]
+            order = (day, _TIMES.index(time)) if time in _TIMES else (sequence.zfill(9), 0)
+            return clock, order, int(frame)
+    return None
+
+
 def _numbered(root: Path, rows: dict[str, _Rows]) -> dict[str, Any]:
-    """The subsets sorted by name, their cameras numbered together."""
+    """The subsets sorted by name, their cameras numbered together, and their frames."""
     cameras = _in_order([camera for subset in rows.values() for camera in subset.cameras])
+    frames = frame_numbers([name for subset in rows.values() for name in subset.names])
     subsets: dict[str, Any] = {}
     first = 0
     for name, subset in rows.items():
         order = sorted(range(len(subset.names)), key=subset.names.__getitem__)
         own = cameras[first : first + len(order)]
+        times = frames[first : first + len(order)]
         first += len(order)
         names = [subset.names[row] for row in order]
         ids = np.array(subset.ids, np.int64)[order]
         if subset.frames is None:
-            subsets[name] = ImageFiles(root, names, ids, own[order])
+            subsets[name] = ImageFiles(root, names, ids, own[order], times[order])
             continue
-        frames = [subset.frames[row] for row in order]
-        ends = np.cumsum([len(part) for part in frames])
-        images = ImageFiles(root, [image for part in frames for image in part])
+        members = [subset.frames[row] for row in order]
+        ends = np.cumsum([len(part) for part in members])
+        images = ImageFiles(root, [image for part in members for image in part])
         spans = np.split(np.arange(len(images)), ends[:-1])
         subsets[name] = Tracklets(images, spans, names, ids, own[order])
     return subsets

@@ -237,7 +237,7 @@ class MeshedImages(Images):
     def __init__(self, images: Images, meshes: Meshes):
         if images.kind != "images":
             raise ValueError(f"MeshedImages: images must be single images, got {images.kind}")
-        super().__init__(images.names, images.ids, images.cameras)
+        super().__init__(images.names, images.ids, images.cameras, images.frames)
         self._photos = images
         self.meshes = meshes.of(images.names)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from pyreid.data.images import Images
+from pyreid.data.images import ImageFiles, Images
 from pyreid.data.transforms import View
 
 
@@ -38,7 +40,7 @@ class Tracklets(Images):
         frames: the images of all of them.
         members: for each tracklet, its rows of `frames`, in their order; one at least.
         names: N distinct strings. Default: that of each first frame.
-        ids, cameras: (N,). Default: those of each first frame.
+        ids, cameras: (N,). Default: those of each first frame, whose number the tracklet has.
     """
 
     kind = "tracklets"
@@ -66,18 +68,50 @@ class Tracklets(Images):
             raise ValueError(
                 f"Tracklets: names must be one per tracklet, got {len(self)} for {len(rows)}"
             )
-        self.frames = frames
+        self.frames = frames.frames[first]
+        self.images = frames
         self.members = rows
 
     def _read(self, row: int) -> Clip:  # type: ignore[override]
-        return Clip(self.frames, self.members[self._places[row]])
+        return Clip(self.images, self.members[self._places[row]])
 
     def stills(self) -> Images:
         """The middle frame of each tracklet, with its id and camera: for pictures."""
         parts = [self.members[place] for place in self._places]
-        images = copy.copy(self.frames.select([int(part[len(part) // 2]) for part in parts]))
-        images.ids, images.cameras = self.ids, self.cameras
+        images = copy.copy(self.images.select([int(part[len(part) // 2]) for part in parts]))
+        images.ids, images.cameras, images.frames = self.ids, self.cameras, self.frames
         return images
+
+
+def camstyle(images: ImageFiles, folder: str | os.PathLike[str]) -> Tracklets:
+    """Images with their copies in the styles of other cameras, as CamStyle's networks draw them: tracklets of
+    the image itself, then the files STEM_fake_ATOB, such as 0002_c1s1_000451_03_fake_1to2.jpg, in or below
+    `folder`. To train JVTC on, with a single view of as many frames as it takes views of an image:
+
+        fit(methods.JVTC.Config(views=1), encoder, replace(data, train=camstyle(data.train, folder)),
+            Training(frames=4, ...))
+
+    A ValueError where an image has no copies.
+    """
+    folder = Path(folder)
+    styles: dict[str, list[str]] = {}
+    for path in sorted(folder.rglob("*_fake_*to*")):
+        styles.setdefault(path.name.split("_fake_")[0], []).append(str(path.resolve()))
+    members: list[list[str]] = []
+    for name in images.names:
+        copies = styles.get(Path(name).stem)
+        if not copies:
+            raise ValueError(
+                f"camstyle: {folder} must hold copies of every image, got none such as "
+                f"{Path(name).stem}_fake_1to2.jpg"
+            )
+        members.append([str((images.root / name).resolve()), *copies])
+    ends = np.cumsum([len(part) for part in members])
+    files = ImageFiles("/", [name for part in members for name in part])
+    spans = np.split(np.arange(len(files)), ends[:-1])
+    styled = Tracklets(files, spans, images.names, images.ids, images.cameras)
+    styled.frames = images.frames
+    return styled
 
 
 @dataclass(frozen=True)

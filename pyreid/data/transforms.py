@@ -24,7 +24,7 @@ class View:
 
     In order: resized (bicubic); shifted by up to `pad` pixels, what comes in from outside is black; mirrored
     with probability `flip`; blurred with probability `blur`, by a Gaussian of 0.1 to 2 pixels; normalised; a
-    rectangle filled with probability `erase`.
+    rectangle of up to `erased` of the view filled with probability `erase`.
 
     Lengths in pixels are those at 256 x 128, and change in proportion with the size of the view. Randomness
     comes from torch's global generator alone.
@@ -36,6 +36,7 @@ class View:
     flip: float = 0
     blur: float = 0
     erase: float = 0
+    erased: float = 0.4
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         image = self.resized(image)
@@ -55,7 +56,7 @@ class View:
         view -= _MEAN
         view /= _STD
         if erase < self.erase:
-            _erase(view)
+            _erase(view, self.erased)
         return torch.from_numpy(view)
 
     def resized(self, image: Image.Image) -> Image.Image:
@@ -103,6 +104,7 @@ class MeshView:
 _VIEWS: dict[str, dict[str, float]] = {
     "strong": {"pad": 10, "flip": 0.5, "blur": 0.5, "erase": 0.6},
     "standard": {"pad": 10, "flip": 0.5, "erase": 0.5},
+    "erased": {"flip": 0.5, "erase": 0.5, "erased": 0.2},
     "mirrored": {"flip": 0.5},
     "weak": {},
     "plain": {},
@@ -118,7 +120,7 @@ _MESH_VIEWS = {
 
 def make(name: str, height: int, width: int) -> View | MeshView:
     """The view that is called `name`: "strong" and "weak" (ICE), "standard" (SpCL, Cluster Contrast),
-    "mirrored" (SCL) or "plain" (what is evaluated: resized and normalised, as "weak" is); and of
+    "erased" (JVTC), "mirrored" (SCL) or "plain" (what is evaluated: resized and normalised, as "weak" is); and of
     MeshedImages, "mesh" (as in the photo), "turned mesh" (by 45 to 315 degrees) or "turned mesh to 270" (as
     GCL's released code draws it)."""
     if name not in _VIEWS and name not in _MESH_VIEWS:
@@ -131,13 +133,13 @@ def make(name: str, height: int, width: int) -> View | MeshView:
     return View(height, width, **_VIEWS[name])
 
 
-def _erase(view: np.ndarray) -> None:
-    """Fills a rectangle of 2 to 40 % of the view, its height 0.3 to 3.33 times its width, with ImageNet's
+def _erase(view: np.ndarray, most: float) -> None:
+    """Fills a rectangle of 2 % to `most` of the view, its height 0.3 to 3.33 times its width, with ImageNet's
     mean: the numbers themselves, in a view that is already normalised, as in the released code."""
     height, width = view.shape[1:]
     for _ in range(100):
         share, aspect, down, right = torch.rand(4).tolist()
-        area = (0.02 + 0.38 * share) * height * width
+        area = (0.02 + (most - 0.02) * share) * height * width
         aspect = 0.3 + (1 / 0.3 - 0.3) * aspect
         high, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if high < height and wide < width:

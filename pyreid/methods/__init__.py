@@ -4,8 +4,14 @@ from typing import Any
 
 from pyreid.methods.cluster_contrast import ClusterContrast
 from pyreid.methods.ice import ICE
+from pyreid.methods.jvtc import JVTC
 from pyreid.methods.scl import SCL
 
-METHODS: dict[str, Any] = {"ice": ICE, "cluster-contrast": ClusterContrast, "scl": SCL}
+METHODS: dict[str, Any] = {
+    "ice": ICE,
+    "cluster-contrast": ClusterContrast,
+    "scl": SCL,
+    "jvtc": JVTC,
+}
 
-__all__ = ["ICE", "METHODS", "SCL", "ClusterContrast"]
+__all__ = ["ICE", "JVTC", "METHODS", "SCL", "ClusterContrast"]

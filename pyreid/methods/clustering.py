@@ -12,6 +12,8 @@ import torch
 from pyreid import ops
 from pyreid.options import Presets, option
 
+_GIVEN = ("mmt", "jvtc", "strong-baseline")  # variants that re-rank distances as they are
+
 
 @dataclass(frozen=True)
 class Clustering(Presets):
@@ -89,5 +91,57 @@ def cluster(features: torch.Tensor, cameras: torch.Tensor | None, config: Cluste
         graph = ops.jaccard_graph(features, **sets)
         eps = ops.mean_smallest(graph, config.rho)
         labels, pairs = ops.dbscan(graph, eps, config.min_samples), len(graph.indices)
+    return _clusters(labels, eps, pairs, start)
+
+
+def cluster_distances(
+    distances: torch.Tensor, config: Clustering, *, factor: float = 1.0
+) -> Clusters:
+    """Pseudo labels by (N, N) distances: DBSCAN at the config's eps, or where its rho sets it, times
+    `factor`."""
+    start = time.perf_counter()
+    eps = config.eps if config.rho is None else ops.mean_smallest(distances, config.rho)
+    labels = ops.dbscan(distances, factor * eps, config.min_samples)
+    return _clusters(labels, factor * eps, distances.numel(), start)
+
+
+def joint_labels(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    cameras: torch.Tensor,
+    frames: torch.Tensor,
+    config: Clustering,
+    *,
+    histogram: torch.Tensor | None = None,
+    lambda_value: float = 0.5,
+    factor: float = 1.0,
+) -> Clusters:
+    """Pseudo labels again, by what images look like and by when and where they were taken: JVTC's joint
+    similarity (`ops.joint_distance`), re-ranked, to DBSCAN.
+
+    Args:
+        features: (N, D), unit rows. labels: (N,) those that looks alone have given; -1 is none.
+        cameras: (N,) ids. frames: (N,) frame numbers, -1 where they are not known.
+        config: its k1, k2, min_samples, and rho or eps. Its variant, where that is none that re-ranks given
+            distances, becomes "jvtc".
+        histogram: `ops.time_histogram` of labels, cameras and frames, if it is at hand.
+        lambda_value: of the re-ranking.
+        factor: what eps is multiplied by.
+
+    Two (N, N) matrices are held at a time.
+    """
+    start = time.perf_counter()
+    if histogram is None:
+        histogram = ops.time_histogram(labels, cameras, frames)
+    variant = config.variant if config.variant in _GIVEN else "jvtc"
+    distances = ops.joint_distance(features, cameras, frames, histogram)
+    distances = ops.rerank_distances(
+        distances, None, None, config.k1, config.k2, lambda_value, variant=variant
+    )
+    found = cluster_distances(distances, config, factor=factor)
+    return found._replace(seconds=time.perf_counter() - start)
+
+
+def _clusters(labels: torch.Tensor, eps: float, pairs: int, start: float) -> Clusters:
     found, noise = int(labels.max()) + 1 if len(labels) else 0, int((labels < 0).sum())
     return Clusters(labels, found, noise, eps, pairs, time.perf_counter() - start)

@@ -13,6 +13,7 @@ from pyreid.ops.jaccard import (
     rerank,
     rerank_distances,
 )
+from pyreid.ops.joint_distance import joint_distance, time_histogram
 from pyreid.ops.memory_update import memory_update_
 from pyreid.ops.negative_mining import Mined, mine_negatives
 from pyreid.ops.ranking import Ranking, evaluate_ranking
@@ -34,6 +35,7 @@ __all__ = [
     "evaluate_ranking",
     "jaccard_distance",
     "jaccard_graph",
+    "joint_distance",
     "knn",
     "mean_smallest",
     "memory_update_",
@@ -43,4 +45,5 @@ __all__ = [
     "rerank_distances",
     "sample_rows",
     "set_contrast",
+    "time_histogram",
 ]

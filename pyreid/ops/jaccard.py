@@ -276,7 +276,7 @@ def graph(
 
 def rerank(
     queries: Array,
-    gallery: Array,
+    gallery: Array | None = None,
     k1: int = 20,
     k2: int = 6,
     lambda_value: float = 0.3,
@@ -291,7 +291,7 @@ def rerank(
 
     Args:
         queries: (Q, D) float32, float16 or bfloat16.
-        gallery: (G, D), of the queries' dtype.
+        gallery: (G, D), of the queries' dtype; None: the queries are ranked among themselves.
         k1, k2: as for `jaccard_graph`.
         lambda_value: weight of the distance itself, in [0, 1].
         variant: "openunreid", "zhong", "jvtc" or "strong-baseline".
@@ -299,7 +299,7 @@ def rerank(
             "distances". Not under torch.compile.
 
     Returns:
-        (Q, G) float32. Memory beyond it is linear in Q + G.
+        (Q, G) float32, or (Q, Q). Memory beyond it is linear in Q + G.
     """
     if progress is not None:
         return _reranked(queries, gallery, k1, k2, lambda_value, variant, progress)
@@ -308,7 +308,7 @@ def rerank(
 
 def _rerank_forward(
     queries: torch.Tensor,
-    gallery: torch.Tensor,
+    gallery: torch.Tensor | None,
     k1: int,
     k2: int,
     lambda_value: float,
@@ -329,25 +329,27 @@ def _reranked(
     op = "rerank"
     rule = _rule(op, variant)
     module, stream = _native.floor(queries)
-    module.rerank_check(queries, gallery, k1, k2, lambda_value)
-    union = _native.namespace(queries).concatenate([queries, gallery])
+    among = queries if gallery is None else gallery
+    module.rerank_check(queries, among, k1, k2, lambda_value)
+    union = queries if gallery is None else _native.namespace(queries).concatenate([queries, among])
     work = Work(union.shape[0], progress=progress)
     weights, transposed, (norms, low, high) = _encode(op, union, k1, k2, rule, work)
-    count = queries.shape[0]
+    count, size = queries.shape[0], among.shape[0]
+    column = union.shape[0] - size  # of the first that is ranked
     work.begin("distances", weights[0])
     work.part(1)
-    mixed = _native.empty(queries, (count, gallery.shape[0]), "float32")
+    mixed = _native.empty(queries, (count, size), "float32")
     sides = (weights, transposed, rule.clip, rule.half)
     for begin in range(0, count, _QUERIES):
         some = slice(begin, min(begin + _QUERIES, count))
-        module.jaccard_block(op, *sides, begin, count, mixed[some], stream)
+        module.jaccard_block(op, *sides, begin, column, mixed[some], stream)
         mixed[some] *= 1 - lambda_value
         wide = _native.widened_half(union[some])
-        for first, panel in _panels.panels(len(wide), gallery):
+        for first, panel in _panels.panels(len(wide), among):
             near = _panels.product(wide, panel)
             near *= -2
             near += norms[some, None]
-            near += norms[count + first : count + first + len(panel)]
+            near += norms[column + first : column + first + len(panel)]
             if low is not None:
                 near -= low[some, None]
             if high is not None:
@@ -361,7 +363,8 @@ def _reranked(
 
 
 def _rerank_fake(queries, gallery, *_):
-    return queries.new_empty((queries.shape[0], gallery.shape[0]), dtype=torch.float32)
+    size = (queries if gallery is None else gallery).shape[0]
+    return queries.new_empty((queries.shape[0], size), dtype=torch.float32)
 
 
 _rerank = _torch.register(_rerank_forward, name="rerank", fake=_rerank_fake)
@@ -440,15 +443,15 @@ def _rerank_distances_forward(
     )
     sides = (weights, _transpose(op, weights), rule.clip, rule.half)
     rows, columns = query_gallery.shape
+    column = given.size - columns  # of the first that is ranked
     mixed = _native.empty(query_gallery, (rows, columns), "float32")
     for begin in range(0, rows, _QUERIES):
         some = slice(begin, min(begin + _QUERIES, rows))
-        module.jaccard_block(op, *sides, begin, given.size - columns, mixed[some], stream)
+        module.jaccard_block(op, *sides, begin, column, mixed[some], stream)
         mixed[some] *= 1 - lambda_value
-        for first, near in given.tiles(some, space, given.size - columns):
+        for first, near in given.tiles(some, space, column):
             near *= lambda_value
-            to = first - (given.size - columns)
-            mixed[some, to : to + near.shape[1]] += near
+            mixed[some, first - column : first - column + near.shape[1]] += near
     return mixed
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from pyreid import options
-from pyreid.data import ImageArrays, ReidData, Tracklets
+from pyreid.data import ImageArrays, ReidData, Tracklets, frame_numbers
 from pyreid.options import option
 from pyreid.people.body import Capsules
 from pyreid.people.capture import PER_PASS, bare, photograph, visits
@@ -166,11 +166,13 @@ def _in_memory(
     for drawn in _at_work(partial(_drawn, people), shots, workers, subset, quiet):
         pixels[done : done + len(drawn)] = drawn
         done += len(drawn)
+    names = [_path(subset, shot) for shot in shots]
     return ImageArrays(
         pixels,
-        [_path(subset, shot) for shot in shots],
+        names,
         np.array([shot.id for shot in shots], dtype=np.int64),
         np.array([shot.camera for shot in shots], dtype=np.int64),
+        frame_numbers(names),
     )
 
 

@@ -14,6 +14,7 @@ from pyreid.reference.jaccard import (
     rerank,
     rerank_distances,
 )
+from pyreid.reference.joint_distance import joint_distance, time_histogram
 from pyreid.reference.memory_update import memory_update
 from pyreid.reference.negative_mining import mine_negatives
 from pyreid.reference.ranking import evaluate_ranking
@@ -28,6 +29,7 @@ __all__ = [
     "distances",
     "evaluate_ranking",
     "jaccard_distance",
+    "joint_distance",
     "knn",
     "mean_smallest",
     "memory_update",
@@ -38,4 +40,5 @@ __all__ = [
     "sample_rows",
     "set_contrast",
     "set_contrast_gradient",
+    "time_histogram",
 ]

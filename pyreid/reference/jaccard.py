@@ -26,14 +26,14 @@ def jaccard_distance(features, k1=30, k2=6, *, variant="spcl", ranks=None, **cam
     return _jaccard(weights, range(len(weights)), clip)
 
 
-def rerank(queries, gallery, k1=20, k2=6, lambda_value=0.3, *, variant="zhong", ranks=None):
+def rerank(queries, gallery=None, k1=20, k2=6, lambda_value=0.3, *, variant="zhong", ranks=None):
     """(Q, G) float32: (1 - lambda) Jaccard + lambda distance, over queries and gallery together."""
-    union = np.concatenate([queries, gallery])
+    union = queries if gallery is None else np.concatenate([queries, gallery])
     near = distances(union, variant)
     weights, clip = _encode(near, k1, k2, variant, ranks)
     jaccard = _jaccard(weights, range(len(queries)), clip)
     mixed = (1 - lambda_value) * jaccard + lambda_value * near[: len(queries)]
-    return mixed[:, len(queries) :].astype(np.float32)
+    return mixed[:, 0 if gallery is None else len(queries) :].astype(np.float32)
 
 
 def rerank_distances(

@@ -4,7 +4,15 @@ Each process has its own rows; the results are those of one process that has all
 travels, and what it takes.
 """
 
+from pyreid.sharded._bank import ShardedMemoryBank
 from pyreid.sharded._graph import ShardedGraph, jaccard_graph, knn
 from pyreid.sharded._labels import dbscan, pseudo_labels
 
-__all__ = ["ShardedGraph", "dbscan", "jaccard_graph", "knn", "pseudo_labels"]
+__all__ = [
+    "ShardedGraph",
+    "ShardedMemoryBank",
+    "dbscan",
+    "jaccard_graph",
+    "knn",
+    "pseudo_labels",
+]

@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 
 class Traffic:
-    """What this process had to do with others, by kind of message ("all_gather", ...): how often, and how many
-    bytes it sent to them and received from them.
+    """What this process had to do with others, by kind of message ("all_gather", ...): how often, and how
+    many bytes it sent to them and received from them.
 
     all_gather: what each of the others sends. all_to_all: what is for others, and from them. broadcast: the
     whole, sent by one, received by the others. all_reduce: 2 (P - 1) / P of the whole both ways, as in a ring

@@ -1,21 +1,24 @@
 """Rows that are spread over processes (gloo, 2 and 4): every result is that of one process with all rows."""
 
+import copy
 import itertools
 import os
-import queue
 import signal
 import time
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyreid import distributed, ops, sharded
 from pyreid.memory import MemoryBank
+from pyreid.ops import jaccard as one
+from pyreid.ops._work import Work
 from pyreid.sharded import ShardedMemoryBank, _contrast, _exchange, _graph
 
 SIZE, DIM, BATCH, K = 301, 16, 13, 9
@@ -23,6 +26,8 @@ SIZE, DIM, BATCH, K = 301, 16, 13, 9
 ROWS = {2: [0, 75, SIZE], 4: [0, 40, 40, 200, SIZE]}
 QUERIES = {2: [0, 5, BATCH], 4: [0, 4, 4, 9, BATCH]}
 VARIANTS = ["spcl", "openunreid", "zhong", "mmt", "jvtc", "strong-baseline"]
+SOME_VARIANTS = {2: ["openunreid", "zhong", "jvtc"], 4: ["mmt", "strong-baseline"]}
+LEVELS = (0.3, 0.5, 0.7)
 REPEATS = ["sequential", "last", "hardest", "mean"]
 # reduce, label smoothing
 ENTROPIES = [("row", 0.0), ("row", 0.1), ("label_uniform", 0.1), ("cluster_mean", 0.0),
@@ -126,15 +131,20 @@ def losses_of(bank_of, part, keep):
     for order in ORDERS:
         cross_entropy, contrast = bank_of(order)
         for reduce, smoothing in ENTROPIES:
-            targets = part["rows"] if reduce == "row" else part["labels"]
-            keep(f"{order} {reduce} {smoothing}", lambda q, o=(targets, reduce, smoothing), e=cross_entropy: e(
-                q, o[0], scale=9.0, reduce=o[1], label_smoothing=o[2]))  # fmt: skip
+            loss = partial(
+                cross_entropy,
+                targets=part["rows"] if reduce == "row" else part["labels"],
+                scale=9.0,
+                reduce=reduce,
+                label_smoothing=smoothing,
+            )
+            keep(f"{order} {reduce} {smoothing}", loss)
     for n, options in enumerate(contrasts(part)):
-        keep(f"contrast {n}", lambda q, options=options: contrast(q, **options))
+        keep(f"contrast {n}", partial(contrast, **options))
 
 
 def small_pieces():
-    _graph._PANEL, _graph._FETCHED, _graph._ENTRIES = 50 * DIM, 60 * DIM, 3000
+    _graph._PANEL, _graph._FETCHED, _graph._ENTRIES = 100 * DIM, 700 * DIM, 6000
     _contrast._TAKEN = 40 * DIM
 
 
@@ -190,7 +200,7 @@ def everything(rank, ranks, place):
     )
     bank = make("mixed")
     keep("rows", lambda: bank.rows(part["negatives"].clamp(min=0)))
-    keep("labels", lambda: bank.labels_of(part["rows"]))
+    keep("labels of", lambda: bank.labels_of(part["rows"]))
     keep("whole", bank.whole_state)
     bank.save(place / "saved")
     other = ShardedMemoryBank(bank.features[:0])
@@ -205,23 +215,48 @@ def everything(rank, ranks, place):
     assert other.own == bank.own
     keep("loaded own", other.whole_state)
     refusals(bank, part, ranks)
+    keep("DDP", lambda: under_ddp(bank, part, ranks))
 
     features = people(SIZE)[rows]
     keep("knn", lambda: sharded.knn(features, K))
-    for variant in VARIANTS:
+    for variant in SOME_VARIANTS[ranks]:
         near = {"max_distance": 0.7, "variant": variant}
         keep(f"graph {variant}", lambda near=near: sharded.jaccard_graph(features, 8, 3, **near))
+    keep("labels", lambda: sharded.pseudo_labels(features, k1=8, k2=3, eps=LEVELS))
+    _graph._PANEL, _graph._FETCHED, _graph._ENTRIES = 2**20, 2**20, 2**26
     keep("all pairs", lambda: sharded.jaccard_graph(features, 8, 1))
-    for samples in (1, 4):
-        levels = {"eps": (0.3, 0.5, 0.7), "min_samples": samples}
-        keep(
-            f"labels {samples}",
-            lambda levels=levels: sharded.pseudo_labels(features, k1=8, k2=3, **levels),
-        )
+    keep("small clusters", lambda: sharded.dbscan(results["all pairs"], LEVELS, 1))
     few = people(3)
     few = few[rank : rank + 1] if ranks == 4 else few[2 * rank : 2 * rank + 2]
     keep("few", lambda: sharded.pseudo_labels(few, k1=8, k2=3, eps=0.6, min_samples=1))
     return results, traffic
+
+
+class Loss(torch.nn.Module):
+    """A layer, and the cross entropy of what it makes of queries."""
+
+    def __init__(self, cross_entropy, bank=None):
+        super().__init__()
+        self.layer = torch.nn.Linear(DIM, DIM, bias=False)
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.eye(DIM).flip(0))
+        self.bank = bank
+        self.cross_entropy = cross_entropy
+
+    def forward(self, queries, rows):
+        return self.cross_entropy(self.layer(queries), rows, scale=9.0).sum()
+
+
+def under_ddp(bank, part, ranks):
+    """The gradient of the sum of all losses; and a bank whose rows DDP would overwrite is an error."""
+    model = torch.nn.parallel.DistributedDataParallel(Loss(bank.cross_entropy))
+    (ranks * model(part["queries"], part["rows"])).backward()
+    held = ShardedMemoryBank(people(4))
+    wrapped = torch.nn.parallel.DistributedDataParallel(Loss(held.cross_entropy, held))
+    with pytest.raises(RuntimeError) as error:
+        wrapped(part["queries"], part["rows"])
+    assert "the rows of this process were written to by something else" in str(error.value)
+    return model.module.layer.weight.grad
 
 
 def refusals(bank, part, ranks):
@@ -282,18 +317,21 @@ def alone():
     )
     features, labels, cameras = bank_rows()
     found["rows"] = features[whole["negatives"].clamp(min=0)]
-    found["labels"] = labels[whole["rows"]]
+    found["labels of"] = labels[whole["rows"]]
     for name in ("whole", "loaded", "loaded whole", "loaded own"):
         found[name] = {"features": features, "labels": labels, "cameras": cameras}
+    loss = Loss(
+        lambda queries, rows, scale: ops.bank_cross_entropy(queries, features, rows, scale=scale)
+    )
+    loss(whole["queries"], whole["rows"]).backward()
+    found["DDP"] = loss.layer.weight.grad
     x = people(SIZE)
     found["knn"] = ops.knn(x, K)
     for variant in VARIANTS:
         found[f"graph {variant}"] = ops.jaccard_graph(x, 8, 3, max_distance=0.7, variant=variant)
     found["all pairs"] = ops.jaccard_graph(x, 8, 1)
-    for samples in (1, 4):
-        found[f"labels {samples}"] = ops.pseudo_labels(
-            x, k1=8, k2=3, eps=(0.3, 0.5, 0.7), min_samples=samples
-        )
+    found["small clusters"] = ops.dbscan(found["all pairs"], LEVELS, 1)
+    found["labels"] = ops.pseudo_labels(x, k1=8, k2=3, eps=LEVELS)
     found["few"] = ops.pseudo_labels(people(3), k1=8, k2=3, eps=0.6, min_samples=1)
     return found
 
@@ -328,8 +366,6 @@ def run(processes, target, ranks, place, seconds, expect=None):
 
 def joined(parts):
     """Rows of one process after another's."""
-    if isinstance(parts[0], torch.Tensor):
-        return torch.cat(parts, int(parts[0].dim() == 2 and parts[0].dtype == torch.int64))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
@@ -343,7 +379,7 @@ def test_bank(alone, several):
         assert torch.equal(rows, alone[name].rows)
         assert torch.equal(scores, alone[name].scores)
     assert (alone["mine all"].rows == -1).any()
-    for name in ("rows", "labels"):
+    for name in ("rows", "labels of"):
         assert torch.equal(torch.cat([results[name] for results, _ in found]), alone[name])
 
 
@@ -367,12 +403,18 @@ def test_losses(alone, several, name):
     torch.testing.assert_close(gradients, alone[name][1], rtol=1e-5, atol=1e-6)
 
 
+def test_under_ddp(alone, several):
+    _, found = several
+    for results, _ in found:
+        torch.testing.assert_close(results["DDP"], alone["DDP"], rtol=1e-5, atol=1e-5)
+
+
 def test_neighbours_and_graphs(alone, several):
     ranks, found = several
     scores, rows = joined([results["knn"] for results, _ in found])
     assert torch.equal(rows, alone["knn"].rows)
     assert torch.equal(scores, alone["knn"].scores)
-    for name in [f"graph {variant}" for variant in VARIANTS] + ["all pairs"]:
+    for name in [f"graph {variant}" for variant in SOME_VARIANTS[ranks]] + ["all pairs"]:
         graphs = [results[name] for results, _ in found]
         counts = torch.cat([graph.indptr.diff() for graph in graphs])
         assert torch.equal(counts, alone[name].indptr.diff())
@@ -384,8 +426,367 @@ def test_neighbours_and_graphs(alone, several):
 
 def test_labels(alone, several):
     _, found = several
-    for name in ("labels 1", "labels 4"):
+    for name in ("labels", "small clusters"):
         labels = torch.cat([results[name] for results, _ in found], 1)
         assert torch.equal(labels, alone[name])
         assert (labels.max(1).values > 5).all()
     assert torch.equal(torch.cat([results["few"] for results, _ in found]), alone["few"])
+
+
+# --- volumes ------------------------------------------------------------------------------------------
+
+
+class Volume:
+    """What a process should send and receive, in bytes, of `ranks` of which it is `rank`."""
+
+    def __init__(self, ranks, rank):
+        self.ranks, self.rank = ranks, rank
+        self.rows, self.queries = np.diff(ROWS[ranks]), np.diff(QUERIES[ranks])
+        self.sent, self.received = 0, 0
+
+    def owner(self, ids):
+        return np.searchsorted(ROWS[self.ranks][1:-1], np.asarray(ids), side="right")
+
+    def gather(self, size):
+        """All give as much: whoever has least pads."""
+        self.sent += (self.ranks - 1) * size
+        self.received += (self.ranks - 1) * size
+
+    def reduce(self, size):
+        self.sent += 2 * size * (self.ranks - 1) // self.ranks
+        self.received += 2 * size * (self.ranks - 1) // self.ranks
+
+    def route(self, ids, told=0, answered=0):
+        """`ids[r]`: those of rank r; bytes for each, to the owners and back."""
+        self.gather(8 * self.ranks)
+        for rank, of_rank in enumerate(ids):
+            owners = self.owner(of_rank)
+            if rank == self.rank:
+                away = int((owners != rank).sum())
+                self.sent += (4 + told) * away
+                self.received += answered * away
+            else:
+                here = int((owners == self.rank).sum())
+                self.sent += answered * here
+                self.received += (4 + told) * here
+
+    def everybodys_queries(self, *more):
+        self.gather(8)
+        self.gather(self.queries.max() * DIM * 4)
+        for width in more:
+            self.gather(self.queries.max() * width)
+
+    def sent_back(self, width):
+        own = self.queries[self.rank]
+        self.sent += (BATCH - own) * width
+        self.received += (self.ranks - 1) * own * width
+
+    def of_each(self, table):
+        """A table of the batch, as each process has it."""
+        bounds = QUERIES[self.ranks]
+        return [np.asarray(table[first:last]) for first, last in itertools.pairwise(bounds)]
+
+
+def bank_volumes(ranks, rank):
+    whole = batch()
+
+    def volume():
+        return Volume(ranks, rank)
+
+    update = volume()
+    update.route(update.of_each(whole["rows"]), told=DIM * 4)
+    yield "update last", update
+    momenta = volume()
+    momenta.route(momenta.of_each(whole["rows"]), told=DIM * 4 + 4)
+    yield "momenta", momenta
+    mine = volume()
+    mine.everybodys_queries(8)
+    mine.sent_back((K + 2) * (4 + 8))
+    yield "mine 1", mine
+    rows = volume()
+    rows.route(
+        [part.ravel() for part in rows.of_each(whole["negatives"].clamp(min=0))], answered=DIM * 4
+    )
+    yield "rows", rows
+    entropy = volume()
+    entropy.everybodys_queries(8)
+    entropy.reduce(8 * len(whole["rows"].unique()))
+    entropy.reduce(4 * BATCH)
+    entropy.reduce(3 * 4 * BATCH)
+    entropy.sent_back(DIM * 4)
+    yield "mixed row 0.1", entropy
+    contrast = volume()
+    contrast.everybodys_queries()
+    listed = contrast.of_each(torch.cat([whole["positives"], whole["negatives"]], 1))
+    # With an id go the number of its query and a slope; a product comes back.
+    contrast.route([part[part >= 0] for part in listed], told=4 + 4, answered=4)
+    contrast.sent_back(DIM * 4)
+    yield "contrast 1", contrast
+
+
+def graph_volume(ranks, rank, k1=8):
+    """Of "all pairs": k2 = 1, each stage in one go."""
+    volume = Volume(ranks, rank)
+    x = people(SIZE)
+    own = volume.rows[rank]
+    volume.gather(8)
+    volume.sent += own * DIM * 4
+    volume.received += (SIZE - own) * DIM * 4
+    for _ in range(5 * 2):  # rounds: the one, and that there is no other
+        volume.gather(8)
+
+    def distinct(table):
+        found = [np.unique(np.asarray(part)) for part in np.split(table, ROWS[ranks][1:-1])]
+        return [part[part >= 0] for part in found]
+
+    lists = ops.knn(x, k1).rows.numpy()
+    volume.route(distinct(lists), answered=4 * k1)
+    back = (lists[lists] == np.arange(SIZE)[:, None, None]).any(2)
+    reciprocal = np.where(back, lists, -1)
+    volume.route(distinct(reciprocal), answered=4 * (k1 // 2 + 1))
+
+    starts, ids, _ = (
+        part.numpy()
+        for part in one._checked(
+            "", x, k1, 1, None, "spcl", None, None, (5, 2), (20, 4), Work(SIZE)
+        )[1].weights
+    )
+    cuts = starts[ROWS[ranks]]
+    members = [ids[first:last] for first, last in itertools.pairwise(cuts)]
+    # Of a row that is here nobody is asked, but it is counted among the ids only if of another piece.
+    volume.route([np.unique(part) for part in members], answered=4 * DIM)
+    volume.route(members, told=4 + 4)
+    volume.route([np.unique(part) for part in members], answered=4)
+    lengths = np.bincount(ids, minlength=SIZE)
+    for other, part in enumerate(members):
+        columns = np.unique(part)
+        owners = volume.owner(columns)
+        if other == rank:
+            volume.received += 8 * int(lengths[columns[owners != rank]].sum())
+        else:
+            volume.sent += 8 * int(lengths[columns[owners == rank]].sum())
+    return volume
+
+
+def test_volumes(several):
+    ranks, found = several
+    for rank, (_, traffic) in enumerate(found):
+        expected = dict(bank_volumes(ranks, rank))
+        expected["all pairs"] = graph_volume(ranks, rank)
+        for name, volume in expected.items():
+            calls, sent, received = traffic[name]
+            assert sum(sent.values()) == volume.sent, name
+            assert sum(received.values()) == volume.received, name
+        # Names of clusters, in rounds, for each eps.
+        calls, sent, _ = traffic["small clusters"]
+        once = 2 * 4 * SIZE * (ranks - 1) // ranks
+        assert sent["all_reduce"] == calls["all_reduce"] * once
+        assert len(LEVELS) * 2 <= calls["all_reduce"] <= len(LEVELS) * 6
+
+
+# --- a process by itself ------------------------------------------------------------------------------
+
+
+def same(graph, expected):
+    for part, other in zip(graph[:3], expected[:3], strict=True):
+        assert torch.equal(part, other)
+
+
+@settings(max_examples=40)
+@given(
+    size=st.integers(0, 70),
+    k1=st.integers(1, 40),
+    k2=st.integers(1, 12),
+    variant=st.sampled_from(VARIANTS),
+    piece=st.integers(1, 40),
+    most=st.sampled_from([None, 0.6]),
+    copies=st.integers(0, 20),
+)
+def test_graph_in_pieces(size, k1, k2, variant, piece, most, copies):
+    features = people(size)
+    features[: min(copies, size)] = features[:1]
+    sizes = {"_PANEL": piece * DIM, "_FETCHED": piece * DIM, "_ENTRIES": 50 * piece}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in sizes.items():
+            patch.setattr(_graph, name, value)
+        graph = sharded.jaccard_graph(features, k1, k2, max_distance=most, variant=variant)
+        found = sharded.knn(features, k1)
+    same(graph, ops.jaccard_graph(features, k1, k2, max_distance=most, variant=variant))
+    expected = ops.knn(features, k1)
+    assert torch.equal(found.rows, expected.rows)
+    assert torch.equal(found.scores, expected.scores)
+    labels = sharded.dbscan(graph, 0.55, 3)
+    assert torch.equal(labels, ops.dbscan(ops_graph(graph), 0.55, 3))
+
+
+def ops_graph(graph):
+    return ops.Graph(graph.indptr, graph.indices, graph.distances, graph.shape, graph.max_distance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    features = people(150).to(dtype)
+    graph = sharded.jaccard_graph(features, 8, 3, max_distance=0.7)
+    same(graph, ops.jaccard_graph(features, 8, 3, max_distance=0.7))
+    queries, targets = people(6), torch.arange(6)
+    bank = ShardedMemoryBank(features)
+    losses, gradient = with_gradient(
+        partial(bank.cross_entropy, targets=targets, scale=9.0), queries, torch.ones(6)
+    )
+    expected = with_gradient(
+        partial(ops.bank_cross_entropy, bank=features, targets=targets, scale=9.0),
+        queries,
+        torch.ones(6),
+    )
+    torch.testing.assert_close((losses, gradient), expected, rtol=1e-5, atol=1e-6)
+    bank.update(queries, targets)
+    ops.memory_update_(features, queries, targets, momentum=0.2)
+    assert torch.equal(bank.features, features)
+
+
+@pytest.mark.parametrize("variant", ["spcl", "jvtc"])
+def test_kernels(emulator, variant):
+    features = people(60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_graph, "_FETCHED", 300 * DIM)
+        patch.setattr(_graph, "_ENTRIES", 1500)
+        graph = sharded.jaccard_graph(features, 8, 3, max_distance=0.7, variant=variant)
+    same(graph, ops.jaccard_graph(features, 8, 3, max_distance=0.7, variant=variant))
+
+
+def chain_graph(pairs, size):
+    """Pairs at distance 0.5, both ways, and all rows at 0 from themselves."""
+    rows = torch.tensor([*pairs, *((b, a) for a, b in pairs), *((i, i) for i in range(size))])
+    rows = rows.unique(dim=0)
+    distances = torch.where(rows[:, 0] == rows[:, 1], 0.0, 0.5)
+    indptr = torch.nn.functional.pad(torch.bincount(rows[:, 0], minlength=size).cumsum(0), (1, 0))
+    parts = (indptr, rows[:, 1].int(), distances)
+    return sharded.ShardedGraph(*parts, range(size), (size, size))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=80),
+    st.integers(1, 4),
+)
+def test_labels_of_any_graph(pairs, samples):
+    graph = chain_graph(pairs, 40)
+    assert torch.equal(
+        sharded.dbscan(graph, 0.5, samples), ops.dbscan(ops_graph(graph), 0.5, samples)
+    )
+
+
+def test_a_long_chain_takes_few_rounds():
+    order = torch.randperm(2000, generator=torch.Generator().manual_seed(0)).tolist()
+    graph = chain_graph(list(itertools.pairwise(order)), 2000)
+    with pytest.MonkeyPatch.context() as patch:
+        rounds = []
+        patch.setattr(
+            _exchange.Exchange, "reduce_", lambda self, what, values, kind: rounds.append(values)
+        )
+        assert sharded.dbscan(graph, 0.5, 2).eq(0).all()
+    assert len(rounds) <= 12
+
+
+def test_refusals():
+    x = people(20)
+    for call, message in [
+        (lambda: sharded.jaccard_graph(x, variant="ca-jaccard"),
+         "sharded.jaccard_graph: variant must be one without cameras, got 'ca-jaccard'"),
+        (lambda: sharded.knn(x, 0), "knn: k must be at least 1, got 0"),
+        (lambda: sharded.pseudo_labels(x, eps=0.0),
+         "sharded.pseudo_labels: eps must lie in (0, 1], got 0.0"),
+        (lambda: sharded.dbscan(sharded.jaccard_graph(x, 5, 2, max_distance=0.5), 0.6),
+         "sharded.dbscan: eps must be at most 0.5, the graph's max_distance, got 0.6"),
+        (lambda: ShardedMemoryBank(x, torch.arange(3)),
+         "ShardedMemoryBank: labels must have shape (20,), got (3,)"),
+        (lambda: ShardedMemoryBank(x).mine(x[:, :5], 3),
+         "ShardedMemoryBank.mine: queries must have shape (20, 16), got (20, 5)"),
+        (lambda: ShardedMemoryBank(x).update(x[:2], torch.arange(3)),
+         "ShardedMemoryBank.update: features must have shape (3, 16), got (2, 16)"),
+        (lambda: ShardedMemoryBank(x).cross_entropy(x, torch.arange(20), scale=1.0, reduce="all"),
+         "ShardedMemoryBank.cross_entropy: reduce must be 'row', 'cluster_mean' or 'label_uniform', "
+         "got 'all'"),
+        (lambda: ShardedMemoryBank(x).set_contrast(
+            x, torch.arange(20)[:, None], scale=1.0, denominator="all"),
+         "ShardedMemoryBank.set_contrast: denominator must be 'joint' or 'own', got 'all'"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError) as error:
+            call()
+        assert str(error.value) == message
+
+
+def test_copies_and_foreign_writes():
+    bank = ShardedMemoryBank(people(20))
+    twin = copy.deepcopy(bank).double().float()
+    twin.update(people(1), torch.tensor([2]))
+    assert not torch.equal(twin.features, bank.features)
+    assert "20 x 16, of them 20 here (0 to 20)" in repr(bank)
+    bank.features[3] = 0
+    with pytest.raises(RuntimeError) as error:
+        bank.mine(people(5), 3)
+    assert str(error.value).startswith(
+        "ShardedMemoryBank.mine: the rows of this process were written to by something else."
+    )
+    bank.reset(people(5))
+    bank.mine(people(5), 3)
+
+
+def test_a_folder_of_two_saves(tmp_path):
+    bank = ShardedMemoryBank(people(20))
+    bank.save(tmp_path)
+    (tmp_path / "bank-00001-of-00003.pt").write_bytes(b"")
+    with pytest.raises(ValueError) as error:
+        bank.load(tmp_path)
+    assert str(error.value) == (
+        "ShardedMemoryBank.load: folder must hold the files of one save, got "
+        "bank-00000-of-00001.pt, bank-00001-of-00003.pt"
+    )
+    bank.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["bank-00000-of-00001.pt"]
+
+
+# --- when a process is gone ---------------------------------------------------------------------------
+
+PATIENCE = 2  # seconds
+
+
+def abandoned(rank, ranks, place, said):
+    """The last one dies between two calls, or stops without dying."""
+    killed = place.name == "killed"
+    join(rank, ranks, place, PATIENCE)
+    bank = ShardedMemoryBank(people(20 + rank))
+    rows = torch.arange(2)
+    bank.update(people(2), rows)
+    if rank == ranks - 1:
+        if killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(4 * PATIENCE)
+        os._exit(0)
+    began = time.monotonic()
+    try:
+        bank.mine(people(5), 3)
+        outcome = "no error"
+    except RuntimeError as error:
+        outcome = str(error)
+    said.put((rank, (outcome, time.monotonic() - began)))
+    said.close()
+    said.join_thread()
+    if killed:
+        os._exit(0)
+    time.sleep(2 * PATIENCE)  # alive, so that the others notice the timeout and nothing else
+    os._exit(0)
+
+
+@pytest.mark.parametrize("ranks, how", [(2, "killed"), (4, "killed"), (2, "stopped")])
+def test_a_lost_process_is_an_error(processes, tmp_path, ranks, how):
+    place = tmp_path / how
+    place.mkdir()
+    found = run(processes, abandoned, ranks, place, 60, expect=ranks - 1)
+    for rank, (outcome, seconds) in found.items():
+        assert outcome.startswith(
+            f"ShardedMemoryBank.mine: queries (all_gather) failed on rank {rank} of {ranks}: another rank "
+            "has ended, or did not come within the group's timeout: "
+        )
+        assert seconds < PATIENCE + 3
+        if how == "stopped":
+            assert seconds > PATIENCE - 1

@@ -89,6 +89,7 @@ class ShardedMemoryBank(torch.nn.Module):
         self._placed()
 
     def _placed(self) -> None:
+        self._seen()
         exchange = self._exchange("reset")
         self._places = Places.of(exchange, self.features)
         widths = exchange.numbers("columns", [self.features.shape[1]], self.features)
@@ -101,9 +102,26 @@ class ShardedMemoryBank(torch.nn.Module):
         self.search_features = (
             None if self.search_dtype is None else self.features.to(self.search_dtype)
         )
+        self._seen()
+
+    def _seen(self) -> None:
+        """Remembers the rows as they are, to notice if somebody else writes to them."""
+        rows = self.features
+        self._known = (rows.data_ptr(), None if rows.is_inference() else rows._version)
 
     def _exchange(self, call: str) -> Exchange:
-        return Exchange(f"ShardedMemoryBank.{call}", self.group)
+        op = f"ShardedMemoryBank.{call}"
+        place, version = self._known
+        rows = self.features
+        if rows.data_ptr() != place:  # moved to another device, or a copy
+            self._seen()
+        elif version is not None and rows._version != version:
+            raise RuntimeError(
+                f"{op}: the rows of this process were written to by something else. DistributedDataParallel "
+                "copies rank 0's buffers to all ranks: keep the bank outside of the module that it wraps, or "
+                "pass broadcast_buffers=False"
+            )
+        return Exchange(op, self.group)
 
     def __len__(self) -> int:
         """N: the rows of all processes."""
@@ -141,6 +159,7 @@ class ShardedMemoryBank(torch.nn.Module):
             parts=self.parts,
             normalize=self.normalize,
         )
+        self._seen()
         if self.search_features is not None:
             moved = self.features[route.asked]
             self.search_features[route.asked] = moved.to(self.search_features.dtype)
@@ -190,11 +209,10 @@ class ShardedMemoryBank(torch.nn.Module):
             precision=precision,
         )
         rows += self.own.start * (rows >= 0)
-        side_by_side = (
-            exchange.sent_back(name, part, counts).transpose(0, 1).flatten(1)
-            for name, part in (("scores", scores), ("mined rows", rows))
-        )
-        return Mined(*best_of(*side_by_side, k + skip, skip))
+        # Lists of all processes side by side.
+        scores = exchange.sent_back("scores", scores, counts).transpose(0, 1).flatten(1)
+        rows = exchange.sent_back("mined rows", rows, counts).transpose(0, 1).flatten(1)
+        return Mined(*best_of(scores, rows, k + skip, skip))
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """(..., D): rows by number of all, from those who have them. No gradient."""
@@ -244,9 +262,7 @@ class ShardedMemoryBank(torch.nn.Module):
             reduce=reduce,
             smoothing=label_smoothing,
         )
-        return _contrast.differentiable(
-            queries, lambda given, wanted: work(given, targets, wanted)
-        )
+        return _contrast.differentiable(queries, lambda given, wanted: work(given, targets, wanted))
 
     def set_contrast(
         self,
@@ -288,9 +304,7 @@ class ShardedMemoryBank(torch.nn.Module):
         )
 
     @staticmethod
-    def _check(
-        exchange: Exchange, name: str, array: torch.Tensor, shape: tuple[int, ...]
-    ) -> None:
+    def _check(exchange: Exchange, name: str, array: torch.Tensor, shape: tuple[int, ...]) -> None:
         if tuple(array.shape) != shape:
             raise ValueError(
                 f"{exchange.op}: {name} must have shape {shape}, got {tuple(array.shape)}"

@@ -7,7 +7,7 @@ which makes the gradients too, so that backward is each process's own affair.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 

@@ -82,7 +82,7 @@ class Exchange:
     def swap(
         self, what: str, rows: torch.Tensor, counts: list[int], theirs: list[int]
     ) -> torch.Tensor:
-        """The next `counts[r]` of these rows go to rank r; `theirs[r]` come from it, in the order of ranks."""
+        """The next `counts[r]` of these rows go to rank r; `theirs[r]` come from it, rank 0's first."""
         if self.size == 1:
             return rows
         came = rows.new_empty((sum(theirs), *rows.shape[1:]))
@@ -93,9 +93,7 @@ class Exchange:
             what,
             sum(out) - out[self.rank],
             sum(back) - back[self.rank],
-            lambda: dist.all_to_all_single(
-                _bytes(came), _bytes(rows), back, out, group=self.group
-            ),
+            lambda: dist.all_to_all_single(_bytes(came), _bytes(rows), back, out, group=self.group),
         )
         return came
 

@@ -18,14 +18,16 @@ from pyreid.ops.jaccard import Neighbours
 from pyreid.sharded._best import best_of
 from pyreid.sharded._exchange import Exchange, Places, Route, starts_of
 
-_PANEL = 2**26  # elements of rows that visit all processes together; two such panels are held
+# Elements of rows that visit all processes together; two such panels are held. On CUDA each of them costs
+# every query a second look at some hundred rows, so that they should be many.
+_PANEL, _CUDA_PANEL = 2**25, 2**28
 _FETCHED = 2**25  # elements of rows that are fetched together, for their weights
 _ENTRIES = 2**25  # of lists, of sets and of their transpose, that are fetched together, about
 _SLOTS = 64  # near rows, more than which few rows have
 
 
 class ShardedGraph(NamedTuple):
-    """This process's rows of a graph in compressed sparse rows; columns are numbers of all rows, ascending."""
+    """This process's rows of a graph, compressed; columns are numbers of all rows, ascending."""
 
     indptr: torch.Tensor  # (n + 1,) int64, of the n rows that are here
     indices: torch.Tensor  # (entries,) int32
@@ -103,9 +105,10 @@ def jaccard_graph(
         near = min(k2 if rule.extra else min(k2, k1), columns)
         weights = _means(exchange, places, lists[:, :near], weights, rule.half)
     transposed = _transpose(exchange, places, weights)
-    parts = _near(exchange, places, weights, transposed, max_distance, rule)
+    indptr, indices, distances = _near(exchange, places, weights, transposed, max_distance, rule)
     most = None if max_distance is None else float(max_distance)
-    return ShardedGraph(*parts, places.own, (places.total,) * 2, most)
+    shape = (places.total, places.total)
+    return ShardedGraph(indptr, indices, distances, places.own, shape, most)
 
 
 # --- neighbour lists ------------------------------------------------------------------------------
@@ -128,9 +131,7 @@ def _search(
     lowest = torch.full((size,), torch.inf, device=features.device)
     for first, panel in _panels(exchange, places, features):
         bias = one._squared_norms(exchange.op, "features", panel) / 2 if squared else None
-        best, near, least = one._search(
-            panel, k, queries=features, bias=bias, precision=precision
-        )
+        best, near, least = one._search(panel, k, queries=features, bias=bias, precision=precision)
         if least is not None:
             lowest = torch.minimum(lowest, least)
         near += first * (near >= 0)
@@ -144,7 +145,7 @@ def _panels(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(first row, rows) of all processes, ascending. While one is worked on, the next is on its way."""
     dim = features.shape[1]
-    size = max(_PANEL // max(dim, 1), 1)
+    size = max((_CUDA_PANEL if features.is_cuda else _PANEL) // max(dim, 1), 1)
     parts = [
         (rank, first, min(first + size, places.starts[rank + 1]))
         for rank in range(exchange.size)

@@ -26,8 +26,8 @@ def dbscan(
     Returns:
         (n,) int64, or (E, n) for a sequence of eps; clusters are numbered as by one process.
 
-    Each process holds 13 bytes for each of all N rows: which are core samples, and clusters. In each of a few
-    rounds the clusters, N int32, are reduced to their smallest over processes.
+    Each process holds some 20 bytes for each of all N rows: which are core samples, and clusters. In each of
+    a few rounds the clusters, N int32, are reduced to their smallest over processes.
     """
     op = "sharded.dbscan"
     several = hasattr(eps, "__len__")
@@ -61,14 +61,15 @@ def _labels(
     joined = core[row] & every_core[column]
     clusters = _components(exchange, row[joined] + first, column[joined], places.total)
 
-    names = every_core & (clusters == torch.arange(places.total, device=device))
-    number = names.cumsum(0).int() - 1
+    every_row = torch.arange(places.total, dtype=torch.int32, device=device)
+    number = (every_core & (clusters == every_row)).cumsum(0, dtype=torch.int32) - 1
     own = clusters[first : first + size]
-    labels = torch.where(core, number[own], torch.iinfo(torch.int32).max)
+    nobody = torch.iinfo(torch.int32).max
+    labels = torch.where(core, number.index_select(0, own), nobody)
     reached = ~core[row] & every_core[column]
-    of_core = number[clusters[column[reached]]]
+    of_core = number.index_select(0, clusters[column[reached]])
     labels.scatter_reduce_(0, row[reached], of_core, "amin")
-    return torch.where(labels == torch.iinfo(torch.int32).max, -1, labels).long()
+    return torch.where(labels == nobody, -1, labels).long()
 
 
 def _counts(places: Places) -> list[int]:
@@ -92,7 +93,7 @@ def _components(
         for place in (of_left, of_right):
             found.scatter_reduce_(0, place.long(), smaller, "amin")
         exchange.reduce_("names of clusters", found, "MIN")
-        while not torch.equal(further := found[found], found):
+        while not torch.equal(further := found.index_select(0, found), found):
             found = further
         if torch.equal(found, names):
             return names
@@ -125,7 +126,5 @@ def pseudo_labels(
         if not 0 < level <= 1:
             raise ValueError(f"{op}: eps must lie in (0, 1], got {level}")
     ops.dbscan(np.empty((0, 0), np.float32), levels, min_samples)
-    near = jaccard_graph(
-        features, k1, k2, max_distance=max(levels), variant=variant, group=group
-    )
+    near = jaccard_graph(features, k1, k2, max_distance=max(levels), variant=variant, group=group)
     return dbscan(near, eps, min_samples, group=group)

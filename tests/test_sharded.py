@@ -7,6 +7,7 @@ import signal
 import time
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,11 @@ from pyreid.memory import MemoryBank
 from pyreid.ops import jaccard as one
 from pyreid.ops._work import Work
 from pyreid.sharded import ShardedMemoryBank, _contrast, _exchange, _graph
+
+try:
+    from benchmarks import sharded as model
+except ImportError:  # the directory is elsewhere
+    from pyreid.benchmarks import sharded as model
 
 SIZE, DIM, BATCH, K = 301, 16, 13, 9
 # Where the rows, and the batch, are cut: unevenly; one process of four has nothing.
@@ -727,6 +733,14 @@ def test_a_folder_of_two_saves(tmp_path):
     )
     bank.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["bank-00000-of-00001.pt"]
+
+
+def test_the_tables_of_the_docs_are_the_model_s(capsys):
+    model.main([])
+    said = capsys.readouterr().out.splitlines()
+    docs = (Path(__file__).parents[1] / "docs/many-gpus.md").read_text().splitlines()
+    assert len(said) > 20
+    assert [line for line in said if line not in docs] == []
 
 
 # --- when a process is gone ---------------------------------------------------------------------------

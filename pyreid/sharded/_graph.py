@@ -21,8 +21,8 @@ from pyreid.sharded._exchange import Exchange, Places, Route, starts_of
 # Elements of rows that visit all processes together; two such panels are held. On CUDA each of them costs
 # every query a second look at some hundred rows, so that they should be many.
 _PANEL, _CUDA_PANEL = 2**25, 2**28
-_FETCHED = 2**25  # elements of rows that are fetched together, for their weights
-_ENTRIES = 2**25  # of lists, of sets and of their transpose, that are fetched together, about
+_FETCHED = 2**27  # elements of rows that are fetched together, for their weights
+_ENTRIES = 2**26  # of lists, of sets and of their transpose, that are fetched together, about
 _SLOTS = 64  # near rows, more than which few rows have
 
 

@@ -233,6 +233,7 @@ def everything(rank, ranks, place):
     keep("labels", lambda: sharded.pseudo_labels(features, k1=8, k2=3, eps=LEVELS))
     _graph._PANEL, _graph._FETCHED, _graph._ENTRIES = 2**20, 2**20, 2**26
     keep("all pairs", lambda: sharded.jaccard_graph(features, 8, 1))
+    keep("averaged", lambda: sharded.jaccard_graph(features, 8, 3, max_distance=0.7))
     keep("small clusters", lambda: sharded.dbscan(results["all pairs"], LEVELS, 1))
     few = people(3)
     few = few[rank : rank + 1] if ranks == 4 else few[2 * rank : 2 * rank + 2]
@@ -319,6 +320,7 @@ def alone():
     for variant in VARIANTS:
         found[f"graph {variant}"] = ops.jaccard_graph(x, 8, 3, max_distance=0.7, variant=variant)
     found["all pairs"] = ops.jaccard_graph(x, 8, 1)
+    found["averaged"] = ops.jaccard_graph(x, 8, 3, max_distance=0.7)
     found["small clusters"] = ops.dbscan(found["all pairs"], LEVELS, 1)
     found["labels"] = ops.pseudo_labels(x, k1=8, k2=3, eps=LEVELS)
     found["few"] = ops.pseudo_labels(people(3), k1=8, k2=3, eps=0.6, min_samples=1)
@@ -404,7 +406,10 @@ def test_neighbours_and_graphs(alone, several):
     scores, rows = joined([results["knn"] for results, _ in found])
     assert torch.equal(rows, alone["knn"].rows)
     assert torch.equal(scores, alone["knn"].scores)
-    for name in [f"graph {variant}" for variant in SOME_VARIANTS[ranks]] + ["all pairs"]:
+    for name in [f"graph {variant}" for variant in SOME_VARIANTS[ranks]] + [
+        "all pairs",
+        "averaged",
+    ]:
         graphs = [results[name] for results, _ in found]
         counts = torch.cat([graph.indptr.diff() for graph in graphs])
         assert torch.equal(counts, alone[name].indptr.diff())
@@ -505,6 +510,16 @@ def bank_volumes(ranks, rank):
     entropy.reduce(3 * 4 * BATCH)
     entropy.sent_back(DIM * 4)
     yield "mixed row 0.1", entropy
+    labels = np.split(bank_rows()[1].numpy(), ROWS[ranks][1:-1])
+    holders = sum(np.bincount(np.unique(part[part >= 0]), minlength=36) for part in labels)
+    means = volume()
+    means.everybodys_queries(8)
+    means.reduce(8 * len(whole["labels"].unique()))
+    means.reduce(4 * BATCH * int((holders > 1).sum()))
+    means.reduce(4 * BATCH)
+    means.reduce(3 * 4 * BATCH)
+    means.sent_back(DIM * 4)
+    yield "mixed cluster_mean 0.2", means
     contrast = volume()
     contrast.everybodys_queries()
     listed = contrast.of_each(torch.cat([whole["positives"], whole["negatives"]], 1))
@@ -514,47 +529,53 @@ def bank_volumes(ranks, rank):
     yield "contrast 1", contrast
 
 
-def graph_volume(ranks, rank, k1=8):
-    """Of "all pairs": k2 = 1, each stage in one go."""
+def graph_volume(ranks, rank, k1, k2):
+    """Of `jaccard_graph`, each stage in one go."""
     volume = Volume(ranks, rank)
     x = people(SIZE)
     own = volume.rows[rank]
     volume.gather(8)
     volume.sent += own * DIM * 4
     volume.received += (SIZE - own) * DIM * 4
-    for _ in range(5 * 2):  # rounds: the one, and that there is no other
+    for _ in range((5 + (k2 > 1)) * 2):  # rounds: the one, and that there is no other
         volume.gather(8)
 
     def distinct(table):
         found = [np.unique(np.asarray(part)) for part in np.split(table, ROWS[ranks][1:-1])]
         return [part[part >= 0] for part in found]
 
+    def encoded(k2):
+        """Starts and ids of the rows of weights."""
+        rules = (None, "spcl", None, None, (5, 2), (20, 4), Work(SIZE))
+        return [part.numpy() for part in one._checked("", x, k1, k2, *rules)[1].weights[:2]]
+
+    def of_each(starts, ids):
+        cuts = starts[ROWS[ranks]]
+        return [ids[first:last] for first, last in itertools.pairwise(cuts)]
+
+    def sparse(wanted, lengths):
+        """Rows of entries, of 8 bytes each, and how many they are."""
+        volume.route(wanted, answered=4)
+        for other, rows in enumerate(wanted):
+            owners = volume.owner(rows)
+            if other == rank:
+                volume.received += 8 * int(lengths[rows[owners != rank]].sum())
+            else:
+                volume.sent += 8 * int(lengths[rows[owners == rank]].sum())
+
     lists = ops.knn(x, k1).rows.numpy()
     volume.route(distinct(lists), answered=4 * k1)
     back = (lists[lists] == np.arange(SIZE)[:, None, None]).any(2)
-    reciprocal = np.where(back, lists, -1)
-    volume.route(distinct(reciprocal), answered=4 * (k1 // 2 + 1))
-
-    starts, ids, _ = (
-        part.numpy()
-        for part in one._checked(
-            "", x, k1, 1, None, "spcl", None, None, (5, 2), (20, 4), Work(SIZE)
-        )[1].weights
-    )
-    cuts = starts[ROWS[ranks]]
-    members = [ids[first:last] for first, last in itertools.pairwise(cuts)]
-    # Of a row that is here nobody is asked, but it is counted among the ids only if of another piece.
-    volume.route([np.unique(part) for part in members], answered=4 * DIM)
-    volume.route(members, told=4 + 4)
-    volume.route([np.unique(part) for part in members], answered=4)
-    lengths = np.bincount(ids, minlength=SIZE)
-    for other, part in enumerate(members):
-        columns = np.unique(part)
-        owners = volume.owner(columns)
-        if other == rank:
-            volume.received += 8 * int(lengths[columns[owners != rank]].sum())
-        else:
-            volume.sent += 8 * int(lengths[columns[owners == rank]].sum())
+    volume.route(distinct(np.where(back, lists, -1)), answered=4 * (k1 // 2 + 1))
+    sets = encoded(1)
+    # None of the rows that are here is among the ids of the one piece, but they would cost nothing.
+    volume.route([np.unique(part) for part in of_each(*sets)], answered=4 * DIM)
+    if k2 > 1:
+        sparse(distinct(lists[:, :k2]), np.diff(sets[0]))
+    weights = encoded(k2)
+    volume.route(of_each(*weights), told=4 + 4)
+    columns = [np.unique(part) for part in of_each(*weights)]
+    sparse(columns, np.bincount(weights[1], minlength=SIZE))
     return volume
 
 
@@ -562,7 +583,8 @@ def test_volumes(several):
     ranks, found = several
     for rank, (_, traffic) in enumerate(found):
         expected = dict(bank_volumes(ranks, rank))
-        expected["all pairs"] = graph_volume(ranks, rank)
+        expected["all pairs"] = graph_volume(ranks, rank, 8, 1)
+        expected["averaged"] = graph_volume(ranks, rank, 8, 3)
         for name, volume in expected.items():
             calls, sent, received = traffic[name]
             assert sum(sent.values()) == volume.sent, name
@@ -629,6 +651,9 @@ def test_half_precision(dtype):
         torch.ones(6),
     )
     torch.testing.assert_close((losses, gradient), expected, rtol=1e-5, atol=1e-6)
+    low = queries.to(dtype).requires_grad_()
+    bank.set_contrast(low, targets[:, None], scale=9.0).sum().backward()
+    assert low.grad.dtype == dtype
     bank.update(queries, targets)
     ops.memory_update_(features, queries, targets, momentum=0.2)
     assert torch.equal(bank.features, features)

@@ -84,7 +84,7 @@ def memory(rows: int, dim: int, ranks: int, shape: Shape, element: int = 2) -> f
     panel = min(PANEL, own * dim)
     search = own * dim * 2 + panel * (2 * element + 2) + own * shape.k1 * 60
     kept = 12 * shape.k1 + 8 * shape.members + 2 * 8 * shape.weights
-    graph = own * (kept + 40 * shape.weights) + 2**30
+    graph = own * kept + max(own * 40 * shape.weights, ENTRIES * 40)
     labels = own * 8 * 2 * shape.k1 + 20 * rows
     return own * dim * element + max(search, graph, labels)
 

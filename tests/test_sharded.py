@@ -235,6 +235,11 @@ def everything(rank, ranks, place):
     keep("all pairs", lambda: sharded.jaccard_graph(features, 8, 1))
     keep("averaged", lambda: sharded.jaccard_graph(features, 8, 3, max_distance=0.7))
     keep("small clusters", lambda: sharded.dbscan(results["all pairs"], LEVELS, 1))
+    pair = dist.new_group([0, 2]) if ranks == 4 else None
+    if rank in (0, 2) or ranks == 2:
+        keep("group", lambda: sharded.knn(features, K, group=pair))
+        bank = make("mixed", group=pair)
+        keep("mine in a group", lambda: bank.mine(part["queries"][:4], K))
     few = people(3)
     few = few[rank : rank + 1] if ranks == 4 else few[2 * rank : 2 * rank + 2]
     keep("few", lambda: sharded.pseudo_labels(few, k1=8, k2=3, eps=0.6, min_samples=1))
@@ -417,6 +422,19 @@ def test_neighbours_and_graphs(alone, several):
         distances = torch.cat([graph.distances for graph in graphs])
         assert torch.equal(distances, alone[name].distances)
         assert [graph.rows.start for graph in graphs] == ROWS[ranks][:-1]
+
+
+def test_a_group(several):
+    ranks, found = several
+    held = [0, 2] if ranks == 4 else [0, 1]
+    x = people(SIZE)[: 200 if ranks == 4 else SIZE]
+    scores, rows = joined([found[rank][0]["group"] for rank in held])
+    assert torch.equal(rows, ops.knn(x, K).rows)
+    assert torch.equal(scores, ops.knn(x, K).scores)
+    cuts = [QUERIES[ranks][rank] for rank in held]
+    queries = torch.cat([batch()["queries"][first : first + 4] for first in cuts])
+    scores, rows = joined([found[rank][0]["mine in a group"] for rank in held])
+    assert torch.equal(rows, ops.mine_negatives(queries, bank_rows()[0][: len(x)], K).rows)
 
 
 def test_labels(alone, several):
@@ -758,6 +776,20 @@ def test_a_folder_of_two_saves(tmp_path):
     )
     bank.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["bank-00000-of-00001.pt"]
+
+
+def test_on_a_gpu(cuda):
+    features = people(5000, 256).to(cuda)
+    assert torch.equal(sharded.pseudo_labels(features), ops.pseudo_labels(features))
+    bank = ShardedMemoryBank(features)
+    queries, targets = features[:40] + 0.1, torch.arange(40, device=cuda)
+    assert torch.equal(bank.mine(queries, 9).rows, ops.mine_negatives(queries, features, 9).rows)
+    ones = torch.ones(40, device=cuda)
+    found = with_gradient(partial(bank.cross_entropy, targets=targets, scale=9.0), queries, ones)
+    expected = with_gradient(
+        partial(ops.bank_cross_entropy, bank=features, targets=targets, scale=9.0), queries, ones
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_tables_of_the_docs_are_the_model_s(capsys):

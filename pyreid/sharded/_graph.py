@@ -302,11 +302,10 @@ def _transpose(exchange: Exchange, places: Places, weights: tuple) -> tuple:
         route = Route(exchange, places, "columns", ids[part].long())
         keys.append(route.asked << 32 | route.tell("rows of weights", rows[part]).long())
         found.append(route.tell("weights", values[part]))
-    order = torch.cat(keys).argsort()
-    sorted_keys = torch.cat(keys)[order]
-    columns = sorted_keys >> 32
+    ordered, order = torch.cat(keys).sort()
+    columns = ordered >> 32
     counts = torch.bincount(columns, minlength=len(places.own))
-    return starts_of(counts), (sorted_keys & 0x7FFFFFFF).int(), torch.cat(found)[order]
+    return starts_of(counts), (ordered & 0x7FFFFFFF).int(), torch.cat(found)[order]
 
 
 def _near(

@@ -271,6 +271,15 @@ def refusals(bank, part, ranks):
             call()
         expected = f"ShardedMemoryBank.{name} must lie in [0, {SIZE}), got {others}"
         assert str(error.value) == expected
+    rank = dist.get_rank()
+    for call, op in [(lambda x: sharded.knn(x, 3), "sharded.knn"),
+                     (ShardedMemoryBank, "ShardedMemoryBank.reset")]:  # fmt: skip
+        with pytest.raises(ValueError) as error:
+            call(people(9)[:, : 8 + rank // (ranks - 1)].contiguous())
+        widths = ", ".join(["8 of 4 bytes"] * (ranks - 1) + ["9 of 4 bytes"])
+        assert str(error.value) == (
+            f"{op}: features must have the same columns on all ranks, got {widths}"
+        )
     labels = part["labels"] * 0 + 1000
     for reduce, rule in [
         ("row", f"lie in [0, {SIZE})"), ("label_uniform", "be labels that a row of the bank has"),
@@ -552,7 +561,7 @@ def graph_volume(ranks, rank, k1, k2):
     volume = Volume(ranks, rank)
     x = people(SIZE)
     own = volume.rows[rank]
-    volume.gather(8)
+    volume.gather(3 * 8)
     volume.sent += own * DIM * 4
     volume.received += (SIZE - own) * DIM * 4
     for _ in range((5 + (k2 > 1)) * 2):  # rounds: the one, and that there is no other

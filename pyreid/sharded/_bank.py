@@ -92,12 +92,6 @@ class ShardedMemoryBank(torch.nn.Module):
         self._seen()
         exchange = self._exchange("reset")
         self._places = Places.of(exchange, self.features)
-        widths = exchange.numbers("columns", [self.features.shape[1]], self.features)
-        if len({width for (width,) in widths}) > 1:
-            found = ", ".join(str(width) for (width,) in widths)
-            raise ValueError(
-                f"ShardedMemoryBank: features must have as many columns on all ranks, got {found}"
-            )
         self._shared: _contrast.Shared | None = None
         self.search_features = (
             None if self.search_dtype is None else self.features.to(self.search_dtype)

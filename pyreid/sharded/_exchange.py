@@ -152,8 +152,16 @@ class Places(NamedTuple):
 
     @classmethod
     def of(cls, exchange: Exchange, rows: torch.Tensor) -> Places:
+        """A ValueError on all, unless rows are alike on all."""
+        own = [len(rows), rows.shape[1:].numel(), rows.element_size()]
+        found = exchange.numbers("numbers of rows", own, rows)
+        if len({(columns, size) for _, columns, size in found}) > 1:
+            each = ", ".join(f"{columns} of {size} bytes" for _, columns, size in found)
+            raise ValueError(
+                f"{exchange.op}: features must have the same columns on all ranks, got {each}"
+            )
         starts = [0]
-        for (count,) in exchange.numbers("numbers of rows", [len(rows)], rows):
+        for count, *_ in found:
             starts.append(starts[-1] + count)
         return cls(starts, exchange.rank)
 

@@ -154,14 +154,14 @@ def small_pieces():
     _contrast._TAKEN = 40 * DIM
 
 
-def join(rank, ranks, place, seconds=60):
+def join(rank, ranks, place):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{place}/meeting",
         rank=rank,
         world_size=ranks,
-        timeout=timedelta(seconds=seconds),
+        timeout=timedelta(seconds=60),
     )
 
 
@@ -815,19 +815,26 @@ PATIENCE = 2  # seconds
 
 
 def abandoned(rank, ranks, place, said):
-    """The last one dies between two calls, or stops without dying."""
-    killed = place.name == "killed"
-    join(rank, ranks, place, PATIENCE)
-    bank = ShardedMemoryBank(people(20 + rank))
+    """The last one dies between two calls or within one, or stops without dying."""
+    killed, midway = place.name != "stopped", place.name == "midway"
+    join(rank, ranks, place)
+    dist.barrier()  # they start at different times
+    group = dist.new_group(timeout=timedelta(seconds=PATIENCE))
+    bank = ShardedMemoryBank(people(20 + rank), group=group)
     rows = torch.arange(2)
     bank.update(people(2), rows)
     if rank == ranks - 1:
+        if midway:
+            _graph._sets = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            sharded.pseudo_labels(people(20), group=group)
         if killed:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(4 * PATIENCE)
         os._exit(0)
     began = time.monotonic()
     try:
+        if midway:
+            sharded.pseudo_labels(people(20), group=group)
         bank.mine(people(5), 3)
         outcome = "no error"
     except RuntimeError as error:
@@ -841,16 +848,23 @@ def abandoned(rank, ranks, place, said):
     os._exit(0)
 
 
-@pytest.mark.parametrize("ranks, how", [(2, "killed"), (4, "killed"), (2, "stopped")])
+@pytest.mark.parametrize(
+    "ranks, how", [(2, "killed"), (4, "killed"), (4, "midway"), (2, "stopped")]
+)
 def test_a_lost_process_is_an_error(processes, tmp_path, ranks, how):
     place = tmp_path / how
     place.mkdir()
     found = run(processes, abandoned, ranks, place, 60, expect=ranks - 1)
     for rank, (outcome, seconds) in found.items():
-        assert outcome.startswith(
-            f"ShardedMemoryBank.mine: queries (all_gather) failed on rank {rank} of {ranks}: another rank "
-            "has ended, or did not come within the group's timeout: "
+        what = (
+            "sharded.jaccard_graph: rounds"
+            if how == "midway"
+            else "ShardedMemoryBank.mine: queries"
         )
-        assert seconds < PATIENCE + 3
+        assert outcome.startswith(
+            f"{what} (all_gather) failed on rank {rank} of {ranks}: another rank has ended, or did not come "
+            "within the group's timeout: "
+        )
+        assert seconds < 10 * PATIENCE
         if how == "stopped":
             assert seconds > PATIENCE - 1

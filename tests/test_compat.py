@@ -5,6 +5,7 @@ import itertools
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +84,18 @@ def test_what_a_project_replaces_is_ours(name):
         assert ours.__module__.startswith("pyreid.")
         assert "." in target
     assert all(hasattr(replaced, public) for public in replaced.__all__)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_page_names_what_is_replaced(name):
+    page = (Path(__file__).parents[1] / f"docs/compat/{name}.md").read_text()
+    replaced = __import__(f"pyreid.compat.{name}", fromlist=["REPLACEMENTS"])
+    for target in {**replaced.REPLACEMENTS, **replaced.SPARSE}:
+        module, attribute = target.rsplit(".", 1)
+        assert attribute in page, target
+        assert module in page, target
+    assert f"from pyreid.compat.{name} import " in page
+    assert f"({name}.md)" in (Path(__file__).parents[1] / "docs/compat/README.md").read_text()
 
 
 def test_modules_to_come(project):

@@ -175,7 +175,7 @@ def three_clusterings(size: int, dim: int) -> Pair:
 
 
 def label_generator(size: int, dim: int) -> Pair:
-    """OpenUnReID: features to labels at three eps, clusters that are not to be trusted taken apart, centres."""
+    """OpenUnReID: features to labels at three eps, doubtful clusters taken apart, and centres."""
     levels = [EPS - 0.02, EPS, EPS + 0.02]
     settings = SimpleNamespace(k1=K1, k2=K2, eps=levels, min_samples=4, use_outliers=True)
     settings.search_type, settings.dist_metric = 3, "jaccard"

@@ -1,6 +1,6 @@
 """What other projects' functions take, and what pyreid.compat's take in their place.
 
-`python -m benchmarks.compat` in a checkout, `python -m pyreid.benchmarks.compat` elsewhere. Both sides get
+`python -m pyreid.benchmarks.compat` in a checkout, `python -m pyreid.benchmarks.compat` elsewhere. Both sides get
 the same input, and their results are compared before anything is said about time. Theirs are written here
 the way they are published: NumPy loops over rows and N x N arrays for distances, loops over the batch for
 memories; neighbours by a product and topk, which is what faiss's flat index does.
@@ -9,7 +9,9 @@ memories; neighbours by a product and topk, which is what faiss's flat index doe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import json
 import statistics
 import time
@@ -17,13 +19,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from pyreid.compat import cluster_contrast, gcl, ice, mmt, spcl
+from pyreid.compat import cluster_contrast, gcl, ice, mmt, openunreid, spcl
 
 from .bench_jaccard import dense_jaccard, features_of, ranked
 from .run import describe_machine, machine_line
@@ -79,6 +82,7 @@ def pairs(sizes: list[int], dim: int) -> Iterator[Pair]:
         yield three_clusterings(size, dim)
         yield hybrid_memory(size, dim)
         yield one_clustering(size, dim)
+        yield label_generator(size, dim)
         yield eps_from_rho(size, dim)
         yield view_memory(size, dim // 4)
         if size <= 4000:
@@ -149,12 +153,6 @@ def three_clusterings(size: int, dim: int) -> Pair:
     """SpCL: features to labels at three eps, and how reliable each image's is."""
     levels = (EPS, EPS - 0.02, EPS + 0.02)
 
-    def alone(labels):
-        labels = labels.copy()
-        outliers = labels == -1
-        labels[outliers] = labels.max() + 1 + np.arange(outliers.sum())
-        return torch.from_numpy(labels)
-
     def ours(x):
         distance = spcl.compute_jaccard_distance(x, K1, K2, False, 3, sparse=True)
         found = []
@@ -176,6 +174,63 @@ def three_clusterings(size: int, dim: int) -> Pair:
 
     name = "Jaccard distance, three DBSCANs, reliability"
     return Pair("spcl", name, f"N={size}", lambda: features_of(size, dim), ours, theirs)
+
+
+def label_generator(size: int, dim: int) -> Pair:
+    """OpenUnReID: features to labels at three eps, doubtful clusters taken apart, and centres."""
+    levels = [EPS - 0.02, EPS, EPS + 0.02]
+    settings = SimpleNamespace(k1=K1, k2=K2, eps=levels, min_samples=4, use_outliers=True)
+    settings.search_type, settings.dist_metric = 3, "jaccard"
+    cfg = SimpleNamespace(TRAIN=SimpleNamespace(PSEUDO_LABELS=settings))
+
+    def ours(x):
+        with contextlib.redirect_stdout(io.StringIO()):
+            labels, centres, classes, _ = openunreid.label_generator_dbscan(cfg, x, False)
+        return labels, centres, torch.tensor(classes)
+
+    def centres_of(labels, x):
+        members = defaultdict(list)
+        for label, row in zip(labels.tolist(), x, strict=True):
+            members[label].append(row)
+        return torch.stack([torch.stack(members[label]).mean(0) for label in sorted(members)])
+
+    def theirs(x):
+        distance = published_jaccard(x)
+        found = [alone(sklearn_labels(distance, eps)) for eps in levels]
+        for labels in found:
+            centres_of(labels, x)  # theirs makes those of each
+        same = [(labels[:, None] == labels).float() for labels in found]
+        comp, indep = (
+            1 - torch.min(same[1], same[other]).sum(-1) / torch.max(same[1], same[other]).sum(-1)
+            for other in (0, 2)
+        )
+        labels = found[1]
+        scores = defaultdict(list)
+        for c, i, label in zip(comp, indep, labels, strict=True):
+            scores[label.item()].append((c.item(), i.item()))
+        least = {label: tuple(map(min, zip(*each, strict=True))) for label, each in scores.items()}
+        left = {label: len(each) for label, each in scores.items()}
+        several = sorted(least[label][1] for label in left if left[label] > 1)
+        threshold = several[min(len(several) - 1, int(np.round(len(several) * 0.9)))]
+        classes = len(left)
+        for i, label in enumerate(labels.tolist()):
+            doubtful = least[label][1] > threshold or comp[i].item() > least[label][0]
+            if doubtful and left[label] > 1:
+                labels[i] = classes
+                left[label] -= 1
+                classes += 1
+        return labels, centres_of(labels, x), torch.tensor(classes)
+
+    name, make = "label generator at three eps", lambda: features_of(size, dim)
+    return Pair("openunreid", name, f"N={size}", make, ours, theirs)
+
+
+def alone(labels: np.ndarray) -> torch.Tensor:
+    """Outliers get a label each."""
+    labels = labels.copy()
+    outliers = labels == -1
+    labels[outliers] = labels.max() + 1 + np.arange(outliers.sum())
+    return torch.from_numpy(labels)
 
 
 def eps_from_rho(size: int, dim: int) -> Pair:

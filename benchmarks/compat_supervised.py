@@ -1,6 +1,6 @@
 """`benchmarks.compat` for projects that have labels: tests, mining, neighbours, memories.
 
-`python -m benchmarks.compat_supervised` in a checkout, `python -m pyreid.benchmarks.compat_supervised`
+`python -m pyreid.benchmarks.compat_supervised` in a checkout, `python -m pyreid.benchmarks.compat_supervised`
 elsewhere, with the same options.
 """
 

@@ -5,11 +5,13 @@ import itertools
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import trainers
+import transcribed
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import cluster
@@ -83,6 +85,18 @@ def test_what_a_project_replaces_is_ours(name):
         assert ours.__module__.startswith("pyreid.")
         assert "." in target
     assert all(hasattr(replaced, public) for public in replaced.__all__)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_page_names_what_is_replaced(name):
+    page = (Path(__file__).parents[1] / f"docs/compat/{name}.md").read_text()
+    replaced = __import__(f"pyreid.compat.{name}", fromlist=["REPLACEMENTS"])
+    for target in {**replaced.REPLACEMENTS, **replaced.SPARSE}:
+        module, attribute = target.rsplit(".", 1)
+        assert attribute in page, target
+        assert module in page, target
+    assert f"from pyreid.compat.{name} import " in page
+    assert f"({name}.md)" in (Path(__file__).parents[1] / "docs/compat/README.md").read_text()
 
 
 def test_modules_to_come(project):
@@ -279,6 +293,22 @@ def test_stand_in_is_the_array():
     assert repr(sparse).startswith("SparseDistance(shape=(39, 39), ")
     with pytest.raises(ValueError, match="copy must not be False"):
         np.array(sparse, copy=False)
+
+
+def test_what_was_cut_is_for_dbscan_alone():
+    features = trainers.people(6, 6, 12, seed=0, spread=0.5)
+    whole = spcl.compute_jaccard_distance(features, 8, 3, False, sparse=True)
+    cut = spcl.compute_jaccard_distance(features, 8, 3, False, sparse=True, max_distance=0.6)
+    assert len(cut.indices) < len(whole.indices)
+    labels = [DBSCAN(eps=0.6, metric="precomputed").fit_predict(each) for each in (whole, cut)]
+    np.testing.assert_array_equal(*labels)
+    message = "SparseDistance: max_distance must be None for a dense array, got 0.6"
+    for use in (np.asarray, lambda d: d[0], lambda d: transcribed.rho_eps(d, 0.1)):
+        with pytest.raises(ValueError) as error:
+            use(cut)
+        assert str(error.value) == message
+    with pytest.raises(ValueError, match=r"^dbscan: eps must be at most 0\.6"):
+        DBSCAN(eps=0.7, metric="precomputed").fit(cut)
 
 
 def test_triangle_and_its_values():

@@ -14,7 +14,7 @@ def test_every_pair(tmp_path, capsys):
     compat.main(["--sizes", "204", *options])
     results = json.loads(file.read_text())["results"]
     found = {result["project"] for result in results}
-    assert found == {"spcl", "cluster_contrast", "ice", "gcl", "mmt"}
+    assert found == {"spcl", "cluster_contrast", "ice", "gcl", "mmt", "openunreid"}
     assert all(result["ours"] > 0 and result["theirs"] > 0 for result in results)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + len(results)

@@ -191,7 +191,7 @@ def test_build_dist():
 
 
 @pytest.mark.parametrize("use_outliers", [True, False])
-@pytest.mark.parametrize("eps", [[0.5], [0.5, 0.35, 0.65]])
+@pytest.mark.parametrize("eps", [[0.5], [1.0], [0.5, 0.35, 0.65]])
 def test_label_generator(eps, use_outliers):
     features = trainers.people(14, 8, 24, seed=4, spread=0.55)
     cfg = config(eps, use_outliers)

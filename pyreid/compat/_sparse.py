@@ -51,6 +51,7 @@ class SparseDistance:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("SparseDistance: copy must not be False: a dense array is made")
+        self._refuse_if_cut()
         rows, columns, values = self._entries()
         dense = np.ones(self.shape, np.float32)
         dense[rows, columns] = values
@@ -66,6 +67,7 @@ class SparseDistance:
             row = operator.index(key)
         except TypeError:
             return np.asarray(self)[key]
+        self._refuse_if_cut()
         row = range(len(self))[row]
         first, last = (int(self.indptr[place]) for place in (row, row + 1))
         dense = np.ones(len(self), np.float32)
@@ -77,6 +79,12 @@ class SparseDistance:
     def numpy(self) -> SparseDistance:
         """Itself: MMT's scripts expect a tensor, and call this before NumPy's functions."""
         return self
+
+    def _refuse_if_cut(self) -> None:
+        if self.max_distance is not None and self.max_distance < 1:
+            raise ValueError(
+                f"SparseDistance: max_distance must be None for a dense array, got {self.max_distance}"
+            )
 
     def _entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         indptr, columns, values = (_native.to_numpy(part) for part in self.graph[:3])
@@ -123,6 +131,7 @@ class _Values:
     def __init__(self, triangle: _UpperTriangle):
         self.triangle = triangle
         self.ascending = False
+        triangle.whole._refuse_if_cut()
         rows, columns, values = triangle.whole._entries()
         values = values[columns > rows]
         count = len(triangle.whole)

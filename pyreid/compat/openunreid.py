@@ -38,6 +38,7 @@ def compute_jaccard_distance(
     verbose: bool = True,
     *,
     sparse: bool = False,
+    max_distance: float | None = None,
 ) -> Any:
     """(N, N) float32 NumPy distances of (N, D) features, which need not be unit.
 
@@ -45,11 +46,13 @@ def compute_jaccard_distance(
         search_option: 0, 1, 2: on the GPU if there is one. Else: where the features are.
         fp16: the result is float16. Arithmetic is float32 all the same.
         sparse: a SparseDistance in place of the array.
+        max_distance: of it, what DBSCAN's eps will not exceed: less time and memory, but no dense array.
     """
     started = time.time()
     if verbose:
         print("Computing jaccard distance...")
-    distance = jaccard(features, k1, k2, "openunreid", gpu=search_option < 3, sparse=sparse)
+    gpu, cut = search_option < 3, max_distance
+    distance = jaccard(features, k1, k2, "openunreid", gpu=gpu, sparse=sparse, max_distance=cut)
     if fp16 and not sparse:
         distance = distance.astype(np.float16)
     if verbose:
@@ -66,20 +69,24 @@ def build_dist(
     verbose: bool = False,
     *,
     sparse: bool = False,
+    max_distance: float | None = None,
 ) -> Any:
     """NumPy distances of rows, or from the rows of one matrix to those of another.
 
     Args:
         cfg: with dist_metric, and for "jaccard" k1, k2, search_type, for the others dist_cuda.
         dist_m: "euclidean" (squared), "cosine" or "jaccard", in place of cfg's.
-        sparse: for "jaccard" of one matrix, a SparseDistance.
+        sparse, max_distance: for "jaccard" of one matrix, as for `compute_jaccard_distance`.
     """
     metric = cfg.dist_metric if dist_m is None else dist_m
     if metric == "jaccard":
         both = feat_1 if feat_2 is None else torch.cat([feat_1, feat_2])
         options = (cfg.k1, cfg.k2, cfg.search_type, False, verbose)
-        distance = compute_jaccard_distance(both, *options, sparse=sparse and feat_2 is None)
-        return distance if feat_2 is None else distance[: len(feat_1), len(feat_1) :]
+        if feat_2 is None:
+            return compute_jaccard_distance(
+                both, *options, sparse=sparse, max_distance=max_distance
+            )
+        return compute_jaccard_distance(both, *options)[: len(feat_1), len(feat_1) :]
     if metric not in ("euclidean", "cosine"):
         raise ValueError(
             f"build_dist: metric must be 'euclidean', 'cosine' or 'jaccard', got {metric!r}"
@@ -132,9 +139,11 @@ def label_generator_dbscan(
     settings = cfg.TRAIN.PSEUDO_LABELS
     if not cuda:
         settings.search_type = 3
-    dist = build_dist(settings, features, verbose=True, sparse=True)
-    features = features.cpu()
     levels = sorted(settings.eps)
+    # From 1 on, pairs that a graph does not store are neighbours, too.
+    near = {"sparse": levels[-1] < 1, "max_distance": levels[-1]}
+    dist = build_dist(settings, features, verbose=True, **near)
+    features = features.cpu()
     if len(levels) == 1:
         return *label_generator_dbscan_single(cfg, features, dist, levels[0]), indep_thres
     if len(levels) != 3:

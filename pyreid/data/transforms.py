@@ -120,9 +120,9 @@ _MESH_VIEWS = {
 
 def make(name: str, height: int, width: int) -> View | MeshView:
     """The view that is called `name`: "strong" and "weak" (ICE), "standard" (SpCL, Cluster Contrast),
-    "erased" (JVTC), "mirrored" (SCL) or "plain" (what is evaluated: resized and normalised, as "weak" is); and of
-    MeshedImages, "mesh" (as in the photo), "turned mesh" (by 45 to 315 degrees) or "turned mesh to 270" (as
-    GCL's released code draws it)."""
+    "erased" (JVTC), "mirrored" (SCL) or "plain" (what is evaluated: resized and normalised, as "weak" is);
+    and of MeshedImages, "mesh" (as in the photo), "turned mesh" (by 45 to 315 degrees) or "turned mesh to
+    270" (as GCL's released code draws it)."""
     if name not in _VIEWS and name not in _MESH_VIEWS:
         known = ", ".join([*_VIEWS, *_MESH_VIEWS])
         raise ValueError(f"make: name must be one of {known}, got {name!r}")

@@ -1,6 +1,6 @@
 """What other projects' functions take, and what pyreid.compat's take in their place.
 
-`python -m pyreid.benchmarks.compat` in a checkout, `python -m pyreid.benchmarks.compat` elsewhere. Both sides get
+`python -m benchmarks.compat` in a checkout, `python -m pyreid.benchmarks.compat` elsewhere. Both sides get
 the same input, and their results are compared before anything is said about time. Theirs are written here
 the way they are published: NumPy loops over rows and N x N arrays for distances, loops over the batch for
 memories; neighbours by a product and topk, which is what faiss's flat index does.

@@ -1,6 +1,6 @@
 """What an epoch costs, and where in it the time goes.
 
-`python -m pyreid.benchmarks.cost` in a checkout, `python -m pyreid.benchmarks.cost` elsewhere. It runs `train.fit`'s
+`python -m benchmarks.cost` in a checkout, `python -m pyreid.benchmarks.cost` elsewhere. It runs `train.fit`'s
 own epoch of a method as it is released: features of all images, clusters, steps. Marks between its parts are
 set from outside: around the networks and the ops, on the gradients between them, around the optimiser. On
 CUDA a mark is an event on the stream, so that nothing waits for it, and time in which the device has nothing

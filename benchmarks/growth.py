@@ -1,6 +1,6 @@
 """How features to labels grow with N: seconds of each stage, and peak memory beyond the features.
 
-`python -m pyreid.benchmarks.growth [N ...]` in a checkout, `python -m pyreid.benchmarks.growth` elsewhere. Each size
+`python -m benchmarks.growth [N ...]` in a checkout, `python -m pyreid.benchmarks.growth` elsewhere. Each size
 runs in a process of its own, because a process keeps what it has used.
 """
 

@@ -1,6 +1,6 @@
 """What rows on many GPUs should take, by a model, and what they take over gloo on this machine.
 
-`python -m pyreid.benchmarks.sharded` in a checkout, `python -m pyreid.benchmarks.sharded` elsewhere, prints the
+`python -m benchmarks.sharded` in a checkout, `python -m pyreid.benchmarks.sharded` elsewhere, prints the
 predicted tables of docs/many-gpus.md: nothing of them is measured. `--measure` runs features to labels and a
 step with a bank in some processes, and prints the bytes that went and came beside those of the model.
 """

@@ -1,6 +1,6 @@
 """What each part of ICE is worth: whole, without one part or another, and beside Cluster Contrast.
 
-`python -m benchmarks.ablation` in a checkout, `python -m pyreid.benchmarks.ablation` elsewhere. Small
+`python -m pyreid.benchmarks.ablation` in a checkout, `python -m pyreid.benchmarks.ablation` elsewhere. Small
 encoders learn from scratch, on the CPU, to tell made-up people apart; mAP and rank-1 are those of people and
 images that no training has seen. Each run has a thread of its own, and its result is a line in --output: a
 command that was stopped goes on where it was, and one that is repeated only prints the table.

@@ -13,6 +13,7 @@ _TRAINING = {
     "extract": "features of images, to a file",
     "visualize": "ranked lists, curves, clusters and maps, as pictures",
     "synth": "made-up people, as a data set on disk",
+    "mesh": "pictures of the bodies in photos, for GCL's generator",
 }
 
 
@@ -134,11 +135,11 @@ def _demo(arguments) -> int:
 
 def _train(command, rest) -> int:
     try:
-        from pyreid.commands import training
+        from pyreid.commands import meshes, training
     except ImportError as error:
         print(f"pyreid {command}: {error}; pip install 'pyreid[train]'", file=sys.stderr)
         return 2
-    return training.main(command, rest)
+    return meshes.main(rest) if command == "mesh" else training.main(command, rest)
 
 
 def _on_files(arguments) -> int:

@@ -3,10 +3,49 @@ every function here for free."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
+
+
+class Traffic:
+    """What this process had to do with others, by kind of message ("all_gather", ...): how often, and how
+    many bytes it sent to them and received from them.
+
+    all_gather: what each of the others sends. all_to_all: what is for others, and from them. broadcast: the
+    whole, sent by one, received by the others. all_reduce: 2 (P - 1) / P of the whole both ways, as in a ring
+    of P.
+    """
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()
+        self.received: Counter[str] = Counter()
+
+
+_listening: list[Traffic] = []
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Traffic]:
+    """Counts the messages of pyreid, on this process, while it is open. It sends none of its own."""
+    traffic = Traffic()
+    _listening.append(traffic)
+    try:
+        yield traffic
+    finally:
+        _listening.remove(traffic)
+
+
+def count(kind: str, sent: int, received: int) -> None:
+    """Tells who is counting of a message of `kind`, in bytes."""
+    for traffic in _listening:
+        traffic.calls[kind] += 1
+        traffic.sent[kind] += sent
+        traffic.received[kind] += received
 
 
 def is_distributed() -> bool:
@@ -42,12 +81,14 @@ def gather_rows(rows: torch.Tensor, *, equal: bool = False) -> torch.Tensor:
     else:
         mine = torch.tensor([len(rows)], device=rows.device)
         found = [torch.empty_like(mine) for _ in range(world_size())]
+        count("all_gather", *[mine.nbytes * (world_size() - 1)] * 2)
         dist.all_gather(found, mine)
         counts = torch.cat(found).tolist()
     # Collectives want equal shapes.
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]
+    count("all_gather", *[padded.nbytes * (world_size() - 1)] * 2)
     dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
@@ -61,6 +102,7 @@ def mean_(tensors: Iterable[torch.Tensor]) -> None:
         by_dtype.setdefault(tensor.dtype, []).append(tensor.detach())
     for group in by_dtype.values():
         flat = torch.cat([tensor.flatten() for tensor in group])
+        count("all_reduce", *[2 * flat.nbytes * (world_size() - 1) // world_size()] * 2)
         dist.all_reduce(flat)
         flat /= world_size()
         pieces = flat.split([tensor.numel() for tensor in group])

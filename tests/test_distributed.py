@@ -15,6 +15,9 @@ def work(rank, place, results):
         "gloo", init_method=f"file://{place}", rank=rank, world_size=RANKS
     )
     rows = torch.arange(rank * 2).reshape(rank, 2) + 10 * rank  # none, one, two
+    with distributed.counted() as traffic:
+        distributed.gather_rows(rows)  # padded to two rows of 16 bytes, after a number of 8
+        distributed.mean_([torch.zeros(6)])
     mean, whole = torch.full((2, 2), float(rank)), torch.full((3,), rank, dtype=torch.float64)
     distributed.mean_([mean, whole])
     first = torch.full((2,), rank)
@@ -28,6 +31,8 @@ def work(rank, place, results):
             "first": first.tolist(),
             "any": (distributed.any_of(rank == 2), distributed.any_of(False)),
             "share": list(distributed.share(7)),
+            "calls": dict(traffic.calls),
+            "bytes": (dict(traffic.sent), dict(traffic.received)),
         }
     )
     torch.distributed.destroy_process_group()
@@ -52,6 +57,8 @@ def test_three_processes(tmp_path):
         assert each["mean"] == [[1, 1], [1, 1], [1, 1, 1]]
         assert each["first"] == [0, 0]
         assert each["any"] == (True, False)
+        assert each["calls"] == {"all_gather": 2, "all_reduce": 1}
+        assert each["bytes"] == ({"all_gather": 2 * (8 + 32), "all_reduce": 2 * 2 * 24 // 3},) * 2
     assert [each["share"] for each in found] == [[0, 1], [2, 3], [4, 5, 6]]
 
 

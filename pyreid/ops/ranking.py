@@ -65,11 +65,20 @@ def evaluate_ranking(
         device is waited for, once. Where no query has a match, `cmc`, `mAP` and `mINP` are NaN.
         Nothing here is differentiable, or made for torch.compile.
     """
+    ids = (query_ids, gallery_ids, query_cameras, gallery_cameras)
+    return summary(*matches(queries, gallery, ids, distance, max_rank), max_rank)
+
+
+def matches(
+    queries: Array | None, gallery: Array | None, ids: Any, distance: Array | None, max_rank: int
+) -> tuple[Any, Any, Any]:
+    """Of each query: the position of its first match, from 1 on, or 0; its AP; its INP. (Q,) each.
+
+    `ids`: query_ids, gallery_ids, query_cameras, gallery_cameras; all arguments are `evaluate_ranking`'s."""
     source: Any = queries if distance is None else distance  # a row per query
-    ids: Any = query_ids, gallery_ids, query_cameras, gallery_cameras
     module, stream = _native.floor(source)
     module.rank_check(queries, gallery, distance, *ids, max_rank)
-    count, size = query_ids.shape[0], gallery_ids.shape[0]
+    count, size = ids[0].shape[0], ids[1].shape[0]
     first = _native.empty(source, (count,), "int64")
     ap, inp = (_native.empty(source, (count,), "float32") for _ in range(2))
     for some in _blocks(count, size, source) if distance is None else [slice(None)]:
@@ -77,15 +86,15 @@ def evaluate_ranking(
             source[some] if distance is not None else _products(source[some], gallery),
             distance is not None,
             ids[0][some],
-            gallery_ids,
+            ids[1],
             ids[2][some],
-            gallery_cameras,
+            ids[3],
             first[some],
             ap[some],
             inp[some],
             stream,
         )
-    return _summary(first, ap, inp, max_rank)
+    return first, ap, inp
 
 
 def _blocks(count: int, size: int, like: Any) -> Iterator[slice]:
@@ -111,7 +120,8 @@ def _products(queries: Any, gallery: Any) -> Any:
     return scores
 
 
-def _summary(first: Any, ap: Any, inp: Any, max_rank: int) -> Ranking:
+def summary(first: Any, ap: Any, inp: Any, max_rank: int) -> Ranking:
+    """Of what `matches` found."""
     firsts = _native.to_numpy(first)
     found = firsts > 0
     if not found.any():

@@ -105,7 +105,7 @@ GCL_TRAININGS = {
         channels_last=False,
     ),
 }
-_SHOWN = 8  # people in the grid of views
+_SHOWN, _JUDGED = 8, 60  # photos in the grid of views, and those whose views are judged
 
 
 def main(output: str, method: str = "ice") -> int:
@@ -268,7 +268,8 @@ class Views:
     def summary(self) -> str:
         found = self.figures()
         return (
-            f"{len(self.photos)} test people turned by 45 to 315 degrees, SSIM to what would be seen: "
+            f"{len(self.photos)} photos of test people turned by 45 to 315 degrees. SSIM to what would be "
+            "seen: "
             f"{found['generated, body']:.3f} within the body's silhouette, where the photo as it is has "
             f"{found['copied, body']:.3f}; {found['generated']:.3f} over the whole picture, whose background "
             f"the photo has as it is: {found['copied']:.3f}."
@@ -286,10 +287,10 @@ class Views:
 
 
 def turned_views(method: GCL, drawn: people.People) -> Views:
-    """Of the first query of each test person."""
+    """Of queries from the first to the last: all people, and the cameras as they come."""
     data = people.people_data(drawn, quiet=True)
     assert data.query is not None
-    rows = np.unique(data.query.ids, return_index=True)[1]
+    rows = np.unique(np.linspace(0, len(data.query) - 1, _JUDGED).astype(int))
     bodies = meshes.people_meshes(drawn, "query", quiet=True)
     pixels = np.stack([[bodies.at(row, turn) for turn in range(len(ANGLES))] for row in rows])
     view: Any = transforms.make("plain", drawn.height, drawn.width)

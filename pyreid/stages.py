@@ -99,7 +99,7 @@ def train_stages(
             training,
             output=folders[stage],
             resume=resume,
-            settings={"stage": str(stage), **(settings or {})},
+            settings={**(settings or {}), "stage": str(stage)},
         )
         found[stage] = Stage(method, result)
         if result.stopped:

@@ -169,6 +169,7 @@ def test_the_command_on_photos_takes_meshes(tmp_path, capsys):
     assert cli.main([*run, "--meshes", str(tmp_path / "bodies.npz")]) == 0
     again = ["train", "--config", str(tmp_path / "run/config.json"), "-o", str(tmp_path / "run")]
     assert cli.main([*again, "--resume"]) == 0
+    assert cli.main([*again, "--resume", "--stage", "3"]) == 0
 
 
 def test_the_demo(tmp_path, monkeypatch, capsys):

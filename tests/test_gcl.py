@@ -192,6 +192,21 @@ def test_one_pass_of_the_discriminator_is_three():
     assert all(each.grad is None for each in fakes)
 
 
+def test_r1_is_float32_under_autocast():
+    torch.manual_seed(0)
+    discriminator = models.Discriminator(4, 2)
+    for weight in discriminator.parameters():
+        nn.init.normal_(weight, std=0.3)
+    x, *fakes = randn(4, 3, 3, 16, 8)
+    expected = gcl.discriminator_loss(discriminator, x, fakes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = gcl.discriminator_loss(discriminator, x, fakes)
+    for name in ("real", "gradient"):
+        assert torch.equal(terms[name], expected[name])
+    assert not torch.equal(terms["fake"], expected["fake"])
+    torch.testing.assert_close(terms["fake"], expected["fake"], rtol=0.05, atol=0.01)
+
+
 def test_the_generators_losses_leave_the_discriminator_alone():
     method = GCL(part_encoder(), Config(**SMALL.__dict__ | {"stage": "2"}))
     method.train()
@@ -338,6 +353,22 @@ def test_views_and_widths_follow_the_config():
         GCL(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="batch must have views plain, mesh, turned mesh"):
         next(again.phases(Batch((torch.zeros(1),), *3 * [torch.zeros(1)])))
+
+
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_half_precision_is_near(stage):
+    losses = []
+    for half in (False, True):
+        method = GCL(part_encoder(), Config(**SMALL.__dict__ | {"stage": stage}))
+        method.train()
+        method.bank, method.labels = F.normalize(randn(N, 8, seed=5)), torch.arange(N) % 8
+        batch = batch_of(torch.arange(4), method.labels)
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            losses.append({k: v for terms, _ in method.phases(batch) for k, v in terms.items()})
+    for name, value in losses[0].items():
+        assert losses[1][name].dtype == torch.float32
+        torch.testing.assert_close(losses[1][name], value, rtol=0.1, atol=0.01, msg=name)
 
 
 @pytest.mark.parametrize("stage, rate", [("2", 1e-4), ("3", 1e-5)])

@@ -8,7 +8,6 @@ from pyreid import ops
 
 from .timing import Case, Growth, pytest_benchmark, sizes
 
-
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 
 

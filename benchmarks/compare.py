@@ -1,9 +1,9 @@
 """Is ours slower than it was? Two results files, by ratio to baselines that ran alongside.
 
-`pyreid bench --compare OLD.json` with a run, or `python -m pyreid.benchmarks.compare OLD.json NEW.json` without
-(in a checkout: `benchmarks.compare`). Machines change from run to run, and how busy they are; so ours is divided
-by a baseline of the same run, and it is that ratio that is compared. Of several baselines, the one that the runs
-measured best counts. A change is told from noise by the spread of all four medians.
+`pyreid bench --compare OLD.json` with a run, or `python -m pyreid.benchmarks.compare OLD.json NEW.json`
+without (in a checkout: `benchmarks.compare`). Machines change from run to run, and how busy they are; so ours
+is divided by a baseline of the same run, and it is that ratio that is compared. Of several baselines, the one
+that the runs measured best counts. A change is told from noise by the spread of all four medians.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A run of the benchmarks in one page that opens from disk: tables, pictures, what was left out and why.
 
-`pyreid bench --html PAGE.html` with a run, or `python -m pyreid.benchmarks.page RESULTS.json PAGE.html` of one
-(in a checkout: `benchmarks.page`). Pictures need Matplotlib; without it, the page says so and has its tables.
+`pyreid bench --html PAGE.html` with a run, or `python -m pyreid.benchmarks.page RESULTS.json PAGE.html` of
+one (in a checkout: `benchmarks.page`). Pictures need Matplotlib; without it, the page says so and has its
+tables.
 """
 
 from __future__ import annotations
@@ -89,9 +90,9 @@ HEAD = ("op", "size", "who", "time", "ratio", "peak", "GB/s", "TFLOP/s", "of flo
 NOTE = (
     "Medians. Ratio: how many times ours it takes; in parentheses, what computes only a part, such as the "
     "matrix product alone. Peak: memory beyond the arguments. GB/s and TFLOP/s: of the least work there is; "
-    "of floor: the time that a copy, or a matrix product, of this machine in this run takes for it. On a CPU, "
-    "what lies in a cache goes beyond the copy's rate, and products of 16-bit integers beyond that of float32 "
-    "ones. ±: half the distance between quartiles."
+    "of floor: the time that a copy, or a matrix product, of this machine in this run takes for it. On a "
+    "CPU, what lies in a cache goes beyond the copy's rate, and products of 16-bit integers beyond that of "
+    "float32 ones. ±: half the distance between quartiles."
 )
 CUDA_NOTE = " Time is the device's own; wall: until the result is there, call and launch included."
 

@@ -7,11 +7,12 @@
 #   device.sh build cost   these alone
 #
 # Needs python3 with torch, torchvision, pillow, pybind11, ninja, setuptools, pytest, hypothesis, scikit-learn
-# (cupy: tested if there), and a CUDA toolkit. Needs no network. Results go to $OUT (default:
+# (cupy, cuvs, cuml: used if there), and a CUDA toolkit. Needs no network. Results go to $OUT (default:
 # benchmarks/results/local):
 #   summary.txt   one line a step: ok or FAILED, seconds
 #   <step>.log    the output of each step
-#   bench.json    the figures, with device, driver, versions and commit; bench.txt is the table
+#   bench.json    the figures, with device, driver, versions and commit; bench.html is the page, with pictures,
+#                 bench.txt the table
 #   cost.json     likewise; written anew after each setting, cost.txt (the table) after the last
 # A step that fails, or runs out of its time (124), does not stop those after it; the exit status counts them.
 # A step has the seconds it is given, or what is left of the nine minutes.
@@ -56,9 +57,11 @@ for tool in memcheck racecheck synccheck initcheck; do
   step "$tool" 40 compute-sanitizer --tool "$tool" --error-exitcode 9 \
     python3 -m pytest -q tests -x -k "$subset" -p no:cacheprovider
 done
-step bench 90 python3 -m pyreid.cli bench --device cuda --json "$out/bench.json"
+# Cases begin within 140 seconds; the page is made of what there is.
+step bench 170 python3 -m pyreid.cli bench --device cuda --limit 140 --json "$out/bench.json" \
+  --html "$out/bench.html"
 cp "$out/bench.log" "$out/bench.txt" 2>/dev/null
-step cost 200 python3 -m benchmarks.cost --device cuda --images 12936 --steps 400 --test-batch 256 \
+step cost 150 python3 -m benchmarks.cost --device cuda --images 12936 --steps 200 --test-batch 256 \
   --workers "$(nproc)" --precision float32,bfloat16 --channels-last --json "$out/cost.json"
 [[ -f $out/cost.log ]] && sed -n "/^|/p" "$out/cost.log" >"$out/cost.txt"
 

@@ -4,7 +4,6 @@ has it (a high-water mark, not a look every so often)."""
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import sys
 from collections.abc import Callable
@@ -24,7 +23,6 @@ def peak_bytes(device: str, call: Callable[[], Any]) -> int | None:
 
 
 def begin(device: str) -> int | None:
-    gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

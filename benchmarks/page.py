@@ -92,7 +92,7 @@ NOTE = (
     "matrix product alone. Peak: memory beyond the arguments. GB/s and TFLOP/s: of the least work there is; "
     "of floor: the time that a copy, or a matrix product, of this machine in this run takes for it. On a "
     "CPU, what lies in a cache goes beyond the copy's rate, and products of 16-bit integers beyond that of "
-    "float32 ones. ±: half the distance between quartiles."
+    "float32 ones. ±: half the distance between quartiles. What names no library is torch's."
 )
 CUDA_NOTE = " Time is the device's own; wall: until the result is there, call and launch included."
 
@@ -225,7 +225,14 @@ def machine_tables(content: dict[str, Any]) -> list[str]:
 # --- pictures
 
 
-def shown(pictures: Iterator[Picture]) -> list[str]:
+def pictures(content: dict[str, Any]) -> Iterator[Picture]:
+    """All of a page."""
+    yield from floor_pictures(content["results"])
+    lines = growth.lines(content["results"])
+    yield from growth_pictures(lines, content["machine"].get("versions", {}))
+
+
+def shown(drawn: Iterator[Picture]) -> list[str]:
     if importlib.util.find_spec("matplotlib") is None:
         return ["<p class=note>Pictures need Matplotlib: pip install matplotlib</p>"]
     return [
@@ -236,7 +243,7 @@ def shown(pictures: Iterator[Picture]) -> list[str]:
             round(picture.figure.get_figwidth() * 100),
             picture.caption,
         )
-        for picture in pictures
+        for picture in drawn
     ]
 
 

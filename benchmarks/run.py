@@ -119,9 +119,9 @@ class Suite:
             return
         old = read(self.file)
         was, now = old["machine"], self.content["machine"]
-        for key in ("pyreid", "commit", "torch", "processor", "cpu_floor", "threads", "gpu"):
-            if was.get(key) != now.get(key):
-                raise ValueError(f"{self.file} has {key} {was.get(key)}, this is {now.get(key)}")
+        for what in ("pyreid", "commit", "torch", "processor", "cpu_floor", "threads", "gpu"):
+            if was.get(what) != now.get(what):
+                raise ValueError(f"{self.file} has {what} {was.get(what)}, this is {now.get(what)}")
         if old["quick"] != self.content["quick"]:
             raise ValueError(
                 f"{self.file} was made {'with' if old['quick'] else 'without'} --quick"

@@ -24,6 +24,7 @@ from .growth import Line
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
 MARKS = "osD^vPX"
+FULL = 150  # percent of the floor at which bars end
 
 
 class Picture(NamedTuple):
@@ -56,7 +57,8 @@ def page(content: dict[str, Any]) -> str:
 
 
 def machine_name(machine: dict[str, Any]) -> str:
-    return machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads"
+    threads = machine["threads"]
+    return machine.get("gpu") or f"{machine['processor']}, {threads} thread{'s' * (threads != 1)}"
 
 
 def tiles(results: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -86,7 +88,7 @@ def best_ratios(results: Sequence[dict[str, Any]]) -> list[float]:
     return found
 
 
-HEAD = ("op", "size", "who", "time", "ratio", "peak", "GB/s", "TFLOP/s", "of floor", "±", "runs")
+HEAD = ("ours, then others", "time", "ratio", "peak", "GB/s", "TFLOP/s", "of floor", "±", "runs")
 NOTE = (
     "Medians. Ratio: how many times ours it takes; in parentheses, what computes only a part, such as the "
     "matrix product alone. Peak: memory beyond the arguments. GB/s and TFLOP/s: of the least work there is; "
@@ -101,7 +103,7 @@ def of_records(records: Sequence[dict[str, Any]], versions: dict[str, str]) -> l
     if not records:
         return []
     cuda = records[0]["device"] == "cuda"
-    head = [*HEAD[:4], *(["wall"] if cuda else []), *HEAD[4:]]
+    head = [*HEAD[:2], *(["wall"] if cuda else []), *HEAD[2:]]
     rows = [row for record in records for row in of_record(record, versions, cuda)]
     note = NOTE + CUDA_NOTE * cuda
     return [parts.table(head, rows, "bench"), f"<p class=note>{escape(note)}</p>"]
@@ -111,14 +113,13 @@ def of_record(
     record: dict[str, Any], versions: dict[str, str], cuda: bool
 ) -> Iterator[Sequence[str]]:
     ours = record["seconds"]["ours"]
+    case = parts.Html(f"<b>{escape(record['op'])}</b> {escape(record['size'])}")
     for name, seconds in record["seconds"].items():
         own = name == "ours"
         ratio = "" if own else f"{seconds / ours:.1f}"
         near = record["floor_seconds"] / ours if own else 0
         yield (
-            record["op"] if own else "",
-            record["size"] if own else "",
-            parts.Html("<b>ours</b>") if own else peers.with_versions(name, versions),
+            case if own else peers.with_versions(name, versions),
             words.duration(seconds),
             *([words.duration(record["wall_seconds"][name])] if cuda else []),
             f"({ratio})" if name in record["bounds"] else ratio,
@@ -130,40 +131,32 @@ def of_record(
             str(record["runs"][name]),
         )
     for name, reason in record["left_out"].items():
-        blanks = [""] * (len(HEAD) - 4 + cuda)
-        yield ("", "", peers.with_versions(name, versions), reason, *blanks)
+        blanks = [""] * (len(HEAD) - 1 + cuda)
+        yield (f"{peers.with_versions(name, versions)}: left out, {reason}", *blanks)
 
 
 def growth_table(lines: Sequence[Line]) -> list[str]:
     rows = []
     for line in lines:
         sizes = sorted({n for n, _ in line.points["seconds"]["ours"]})
-        rows.append([
-            line.op,
-            f"{line.name} ({line.device})",
-            ", ".join(f"{n:,}" for n in sizes),
-            *(
-                cell
-                for quantity in ("seconds", "peak_bytes")
-                for cell in (
-                    exponent(line.exponent(quantity)), f"{line.expected[quantity]:g}"
-                )
-            ),
-            "; ".join(
-                f"{name} {exponent(line.exponent('seconds', name))}"
-                for name in line.points["seconds"]
-                if name != "ours"
-            ),
-        ])  # fmt: skip
+        cells = [parts.Html(f"<b>{escape(line.op)}</b> {escape(line.name)} ({line.device})")]
+        cells.append(", ".join(f"{n:,}" for n in sizes))
+        for quantity in ("seconds", "peak_bytes"):
+            cells += [exponent(line.exponent(quantity)), f"{line.expected[quantity]:g}"]
+        rows.append(cells)
+        for name in line.points["seconds"]:
+            if name != "ours":
+                told = [exponent(line.exponent(q, name)) for q in ("seconds", "peak_bytes")]
+                rows.append([name, "", told[0], "", told[1], ""])
     if not rows:
         return []
-    head = ["op", "line", "N", "time", "expected", "memory", "expected", "time of others"]
+    head = ["ours, then others", "N", "time", "expected", "memory", "expected"]
     note = (
         "Exponents of N, by least squares on logarithmic axes. Small sizes are ruled by what does not grow, "
-        "so that an exponent comes up to the expected one from below. A dash: under a MiB, or fewer than two "
-        "sizes."
+        "and panels grow until they are full: the expected exponents are those of many rows. A dash: under a "
+        "MiB, or fewer than two sizes."
     )
-    return [parts.table(head, rows), f"<p class=note>{escape(note)}</p>"]
+    return [parts.table(head, rows, "bench"), f"<p class=note>{escape(note)}</p>"]
 
 
 def exponent(value: float | None) -> str:
@@ -180,7 +173,7 @@ def reasons(left_out: Sequence[dict], failed: Sequence[dict], results: Sequence[
         for record in results
         for name, reason in record["left_out"].items()
     ]
-    return [parts.table(["case", "who", "why"], rows)] if rows else []
+    return [parts.table(["case", "who", "why"], rows, "plain")] if rows else []
 
 
 def compared(told: dict[str, Any] | None) -> list[str]:
@@ -267,7 +260,7 @@ def growth_pictures(lines: Sequence[Line], versions: dict[str, str]) -> Iterator
 
 def growth_figure(line: Line, versions: dict[str, str]) -> Any:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     figure = Figure(figsize=(9, 3.6), layout="constrained", facecolor="white")
     contenders = list(line.points["seconds"])
@@ -298,6 +291,7 @@ def growth_figure(line: Line, versions: dict[str, str]) -> Any:
             axes.set_yticks([])
             continue
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.yaxis.set_major_formatter(formatter)
         axes.minorticks_off()
@@ -328,19 +322,18 @@ def floor_figure(records: Sequence[dict[str, Any]]) -> Any:
     axes = figure.subplots()
     shares = [100 * r["floor_seconds"] / r["seconds"]["ours"] for r in records]
     colours = [COLOURS[record["bound_by"] == "products"] for record in records]
-    axes.barh(range(len(records)), shares, color=colours)
+    axes.barh(range(len(records)), [min(value, FULL) for value in shares], color=colours)
     axes.set_yticks(range(len(records)), [f"{r['op']}: {r['size']}" for r in records], fontsize=7)
-    axes.invert_yaxis()
     axes.axvline(100, color="black", linewidth=1)
     for place, value in enumerate(shares):
-        axes.text(value + 1, place, f"{value:.0f}", va="center", fontsize=7)
+        axes.text(min(value, FULL) + 1, place, f"{value:.0f}", va="center", fontsize=7)
     for colour, label in (
         (COLOURS[0], "of the copy's rate"),
         (COLOURS[1], "of the product's rate"),
     ):
         axes.barh([0], [0], color=colour, label=label)
     axes.legend(fontsize=8, loc="lower right")
-    axes.set(xlabel="percent", xlim=(0, max(110, 1.08 * max(shares))))
+    axes.set(xlabel="percent", xlim=(0, FULL + 10), ylim=(len(records) - 0.4, -0.6))
     axes.grid(alpha=0.3, axis="x")
     return figure
 

@@ -112,6 +112,9 @@ th:last-child, td:last-child { padding-right: 0; }
 .plain td { overflow-wrap: anywhere; white-space: normal; vertical-align: top; font-size: 14px; }
 .plain td { padding: 3px 16px 3px 0; }
 .plain td:first-child { color: var(--faint); white-space: nowrap; }
+.bench td { padding: 2px 12px 2px 0; font-size: 13.5px; }
+.bench td:first-child { padding-left: 22px; white-space: normal; color: var(--faint); }
+.bench td:first-child:has(b) { padding-left: 0; padding-top: 9px; color: var(--ink); }
 .columns { columns: 2 360px; column-gap: 40px; }
 .columns > div { break-inside: avoid; padding-bottom: 18px; }
 .columns h3 { margin-top: 0; }

@@ -90,7 +90,9 @@ def case(
         ours=ours,
         baselines={
             name: dense(formula)
-            for name, formula in peers.compiled(device, {"dense torch": FORMULAS[reduce]}).items()
+            for name, formula in peers.compiled(
+                device, {"dense torch": FORMULAS[reduce]}, wanted=headline and growth is None
+            ).items()
         },
         bounds={"2 products alone": products},
         bytes=dim * (bank_width * size + 12 * batch),

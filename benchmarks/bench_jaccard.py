@@ -106,7 +106,8 @@ def published(x, k1, k2):
 
 
 def published_name(device):
-    return "published: faiss-cpu, NumPy" if peers.searches(device, 1) else "published: NumPy"
+    faiss = "faiss-cpu" in peers.searches(device, 1)
+    return "published: faiss-cpu, NumPy" if faiss else "published: NumPy"
 
 
 def graph(device, size, dim, k1, k2, *, line=None):

@@ -61,7 +61,10 @@ def plain(device, batch, size, dim, k, *, dtype=torch.float32, growth=None, head
         device=device,
         make=make,
         ours=ours,
-        baselines=peers.compiled(device, {"product + topk": product_and_topk}) | libraries,
+        baselines=peers.compiled(
+            device, {"product + topk": product_and_topk}, wanted=headline and growth is None
+        )
+        | libraries,
         bounds={"product alone": product},
         bytes=width * size * dim + 4 * (batch * dim + 3 * batch * k),
         flops=2 * batch * size * dim,

@@ -91,7 +91,9 @@ def case(
             losses.append(-(torch.log_softmax(scores, 0) * target).sum())
         return torch.stack(losses)[None]
 
-    gathering = peers.compiled(device, {"gather, torch": gather})
+    gathering = peers.compiled(
+        device, {"gather, torch": gather}, wanted=headline and growth is None
+    )
     baselines = {name: step(call) for name, call in gathering.items()} | (
         {"loop over samples": step(loop)} if loops else {}
     )

@@ -47,7 +47,8 @@ def end(device: str, before: int | None) -> int | None:
 
 def free_bytes(device: str) -> int | None:
     if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return torch.cuda.mem_get_info()[0] + cached
     if sys.platform == "linux":
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)

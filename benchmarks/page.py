@@ -254,7 +254,7 @@ def growth_pictures(lines: Sequence[Line], versions: dict[str, str]) -> Iterator
         yield Picture(
             f"{line.op}: {line.name} ({line.device})",
             growth_figure(line, versions),
-            "Dashed: the slope that ours is expected to have.",
+            "Dashed: the slope that ours is expected to have. Memory under a MiB is not drawn.",
         )
 
 
@@ -291,7 +291,9 @@ def growth_figure(line: Line, versions: dict[str, str]) -> Any:
             axes.set_yticks([])
             continue
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_locator(
+            LogLocator(subs=(1, 2, 5)) if quantity == "seconds" else LogLocator(base=2, numticks=8)
+        )
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.yaxis.set_major_formatter(formatter)
         axes.minorticks_off()

@@ -72,13 +72,29 @@ def set_threads() -> None:
         threadpoolctl.threadpool_limits(threads)
 
 
-def compiled(device: str, baselines: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
-    """On CUDA, torch functions as torch.compile makes them, beside themselves."""
-    if device == "cpu":
+def compiled(
+    device: str, baselines: Mapping[str, Callable[..., Any]], *, wanted: bool = True
+) -> dict[str, Any]:
+    """On CUDA, and where wanted, torch functions as torch.compile makes them, beside themselves."""
+    if device == "cpu" or not wanted:
         return dict(baselines)
     return dict(baselines) | {
-        f"{name}, compiled": torch.compile(call, dynamic=False) for name, call in baselines.items()
+        f"{name}, torch.compile": _Compiled(call) for name, call in baselines.items()
     }
+
+
+class _Compiled:
+    """Compiled when first called, for the sizes of that call. What was compiled for other sizes is forgotten:
+    beyond some sizes of one function, torch would no longer compile, and not say so."""
+
+    def __init__(self, call: Callable[..., Any]):
+        self._call, self._made = call, None
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._made is None:
+            torch.compiler.reset()
+            self._made = torch.compile(self._call, dynamic=False)
+        return self._made(*arguments)
 
 
 def searches(device: str, k: int) -> dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]]:

@@ -69,7 +69,11 @@ def run(
         for device in devices:
             print(f"\n{ceilings_line(device, machine['ceilings'][device])}\n{HEADER}", flush=True)
             for op in ops:
-                bench = importlib.import_module(f"{__package__}.bench_{op}")
+                try:
+                    bench = importlib.import_module(f"{__package__}.bench_{op}")
+                except ImportError as error:  # a baseline's library
+                    suite.leave_out({"op": op, "size": "", "device": device}, str(error))
+                    continue
                 for case in bench.cases(device, quick):
                     suite.take(case)
         suite.content["complete"] = not suite.late
@@ -135,28 +139,28 @@ class Suite:
         if key(name) in self._had:
             self.content["results"].append(self._had[key(name)])
             return
-        shown = f"{case.op:<18} {case.size:<58}"
         if time.monotonic() > self._end:
             self.late = True
-            self.content["left_out"].append(name | {"reason": "no time was left"})
+            self.leave_out(name, "no time was left")
             return
         try:
             result = timing.measure(case, self._budget, self._patience, self._forecast(case))
         except timing.LeftOut as error:
-            self.content["left_out"].append(name | {"reason": str(error)})
-            print(f"{shown} left out: {error}", flush=True)
+            self.leave_out(name, str(error))
         except (MemoryError, torch.OutOfMemoryError) as error:
-            reason = str(error).splitlines()[0] if str(error) else "out of memory"
-            self.content["left_out"].append(name | {"reason": reason})
-            print(f"{shown} left out: {reason}", flush=True)
+            self.leave_out(name, str(error).split("\n")[0] or "out of memory")
         except (AssertionError, RuntimeError, TypeError, ValueError, ImportError) as error:
             self.content["failed"].append(name | {"reason": str(error)})
-            print(f"{shown} FAILED: {error}", flush=True)
+            print(f"{title(name)} FAILED: {error}", flush=True)
         else:
             record = result.record()
             self.content["results"].append(record)
             print("\n".join(rows(record)), flush=True)
         self.save()
+
+    def leave_out(self, name: dict[str, str], reason: str) -> None:
+        self.content["left_out"].append(name | {"reason": reason})
+        print(f"{title(name)} left out: {reason}", flush=True)
 
     def _forecast(self, case: timing.Case) -> Any:
         """How long a contender will take, by how it has grown with N so far."""
@@ -182,6 +186,10 @@ def key(record: dict[str, Any]) -> tuple:
     return record["device"], record["op"], record["size"]
 
 
+def title(record: dict[str, Any]) -> str:
+    return f"{record['op']:<18} {record['size']:<58}"
+
+
 def points(results: list[dict], case: timing.Case, contender: str) -> list[tuple[int, float]]:
     """(N, seconds) of a contender, of the cases on the same line with smaller N."""
     if case.growth is None:
@@ -198,7 +206,10 @@ def points(results: list[dict], case: timing.Case, contender: str) -> list[tuple
 
 
 def read(file: str) -> dict[str, Any]:
-    content = json.loads(Path(file).read_text(encoding="utf-8"))
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{file} is not a results file of this version of pyreid bench")
     return content
@@ -216,10 +227,8 @@ def write(file: str, text: str) -> None:
 def rows(record: dict[str, Any]):
     """A result's lines of the table."""
     ours = record["seconds"]["ours"]
-    head = (
-        f"{record['op']:<18} {record['size']:<58} {words.duration(ours):>9} "
-        f"{words.size(record['peak_bytes']['ours']):>9} "
-    )
+    peak = words.size(record["peak_bytes"]["ours"])
+    head = f"{title(record)} {words.duration(ours):>9} {peak:>9} "
     tail = ""
     if floor := record["floor_seconds"]:
         tail = (

@@ -288,7 +288,7 @@ def ceilings(device: str) -> dict[str, Any]:
 
 def _ceilings(device: str) -> dict[str, Any]:
     """Bytes read plus written, and matrix operations, a second."""
-    size = 2**26 if device == "cpu" else 2**30
+    size = 2**26 if device == "cpu" else 2**28
     source = torch.randn(size, device=device)
     target = torch.empty_like(source)
     copy = min(_time(device, lambda: target.copy_(source)) for _ in range(9))

@@ -3,12 +3,13 @@
 import dataclasses
 import importlib
 import json
+import sys
 import time
 
 import pytest
 import torch
 
-from pyreid import ops
+from pyreid import cli, ops
 
 try:
     from benchmarks import ablation, compare, cost, growth, page, peers, readme, run, timing
@@ -371,10 +372,22 @@ def test_one_failure_is_told_and_the_rest_is_measured(machine, monkeypatch, tmp_
     assert left["size"] == "N=200"
     assert [record["size"] for record in content["results"]] == ["N=300"]
     shown = capsys.readouterr().out
-    assert "FAILED: sums N=100: 'wrong' disagrees" in shown
+    assert f"{'sums':<18} {'N=100':<58} FAILED: sums N=100: 'wrong' disagrees" in shown
     assert "left out: needs 1,073,741,824 GiB" in shown
     for reason in (failed["reason"].splitlines()[0], left["reason"]):
         assert reason.replace("'", "&#x27;") in (tmp_path / "a.html").read_text()
+
+
+def test_an_op_whose_baselines_are_not_here_is_left_out(machine, monkeypatch, tmp_path):
+    suite(monkeypatch, lambda: sums(100))
+    monkeypatch.setitem(run.sys.modules, f"{run.__package__}.bench_dbscan", None)
+    file = tmp_path / "a.json"
+    assert run.run(["dbscan", "memory_update"], ["cpu"], quick=True, json_file=str(file)) == 0
+    content = json.loads(file.read_text())
+    assert [record["op"] for record in content["results"]] == ["sums"]
+    (left,) = content["left_out"]
+    assert left["op"] == "dbscan"
+    assert "bench_dbscan" in left["reason"]
 
 
 def test_no_case_begins_after_the_limit(machine, monkeypatch, tmp_path):
@@ -400,6 +413,29 @@ def test_what_would_take_too_long_is_foretold_by_growth(machine, monkeypatch, tm
     ]
     (reason,) = content["results"][2]["left_out"].values()
     assert 6 <= int(reason.removeprefix("would take ").removesuffix(" s")) <= 12
+
+
+def test_command(machine, monkeypatch, tmp_path, capsys):
+    package = importlib.import_module(run.__package__)
+    monkeypatch.setitem(sys.modules, "pyreid.benchmarks", package)
+    suite(monkeypatch, lambda: sums(100))
+    file, html = str(tmp_path / "a.json"), tmp_path / "a.html"
+    bench = ["bench", "memory_update", "--quick", "--device", "cpu"]
+    assert cli.main([*bench, "--json", file, "--html", str(html)]) == 0
+    assert html.read_text().startswith("<!DOCTYPE html>")
+    assert cli.main([*bench, "--json", file, "--resume", "--compare", file]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "  1 same"
+    for more, message in (
+        (["--resume"], "resume needs a file: give --json too"),
+        (["--compare", str(html)], "a.html is not JSON"),
+        (["--compare", str(tmp_path / "none.json")], "No such file"),
+    ):
+        assert cli.main([*bench, *more]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"^pyreid bench: OP must be one of bank_cross_entropy, "):
+        cli.main(["bench", "nothing"])
+    with pytest.raises(SystemExit):
+        cli.main([*bench, "--full"])
 
 
 # --- what is made of it

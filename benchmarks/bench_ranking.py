@@ -55,11 +55,14 @@ def features(device, queries, size, dim, name, *, growth=None):
         device=device,
         make=make,
         ours=ours,
-        baselines={"argsort + loop": lambda state: loop(-product(state), *state[1:])},
+        baselines={
+            "argsort + loop": lambda state: loop(-product(state), *state[1:]),
+            "argsort, batched": lambda state: batched(-product(state), *state[1:]),
+        },
         bounds={"product alone": product},
         bytes=4 * (size + queries) * dim,
         flops=2 * queries * size * dim,
-        needs={"argsort + loop": 13 * queries * size},
+        needs={"argsort + loop": 13 * queries * size, "argsort, batched": 4 * queries * size},
         growth=growth,
         headline=growth is None,
     )

@@ -3,7 +3,7 @@
 `pyreid bench --compare OLD.json` with a run, or `python -m pyreid.benchmarks.compare OLD.json NEW.json`
 without (in a checkout: `benchmarks.compare`). Machines change from run to run, and how busy they are; so ours
 is divided by a baseline of the same run, and it is that ratio that is compared. Of several baselines, the one
-that the runs measured best counts. A change is told from noise by the spread of all four medians.
+that the runs measured best counts. A change is told from noise by the errors of all four medians.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from . import peers
 
-LEAST = 0.08  # relative changes below this are nothing, however little the spread
+LEAST = 0.1  # relative changes below this are nothing, however little the spread
 SIGMAS = 2.5
 
 
@@ -60,7 +60,7 @@ def _verdict(before: dict[str, Any], after: dict[str, Any], changed: set[str]) -
         if changed.intersection(peers.libraries_of(name)):
             continue
         noise = SIGMAS * math.hypot(
-            *(r["spread"][c] for r in (before, after) for c in ("ours", name))
+            *(error(r, contender) for r in (before, after) for contender in ("ours", name))
         )
         ratios = [r["seconds"]["ours"] / r["seconds"][name] for r in (before, after)]
         candidates.append((max(noise, LEAST), ratios[1] / ratios[0], name))
@@ -69,6 +69,12 @@ def _verdict(before: dict[str, Any], after: dict[str, Any], changed: set[str]) -
     noise, change, name = min(candidates)
     kind = "slower" if change > 1 + noise else "faster" if change < 1 / (1 + noise) else "same"
     return Verdict(*where, kind, change, noise, name)
+
+
+def error(record: dict[str, Any], contender: str) -> float:
+    """The relative standard error of a median, as if samples were normal: half the distance between quartiles
+    is 0.67 of their deviation, and the median's own is 1.25 of that over the root of their number."""
+    return 1.25 / 0.67 * record["spread"][contender] / math.sqrt(record["runs"][contender])
 
 
 def lines(old: dict[str, Any], new: dict[str, Any], found: Sequence[Verdict]) -> Iterator[str]:

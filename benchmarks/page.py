@@ -11,7 +11,9 @@ import base64
 import importlib.util
 import io
 import json
+import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -179,19 +181,24 @@ def reasons(left_out: Sequence[dict], failed: Sequence[dict], results: Sequence[
 def compared(told: dict[str, Any] | None) -> list[str]:
     if not told:
         return []
-    note = f"With commit {told['commit']} of {told['date']}: ours, in units of a baseline of the same run."
+    counts = Counter(verdict["kind"] for verdict in told["verdicts"])
+    note = (
+        f"With commit {told['commit']} of {told['date']}: ours, in units of a baseline of the same run. "
+        + ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    )
     rows = [
         [
+            parts.Html(f"<b>{escape(verdict['op'])}</b> {escape(verdict['size'])}"),
             verdict["kind"],
-            f"{verdict['op']} {verdict['size']} ({verdict['device']})",
-            f"{verdict['change']:.2f}" if verdict["baseline"] else "",
-            words.share(verdict["noise"]) if verdict["baseline"] else "",
-            verdict["baseline"],
+            f"{verdict['change']:.2f}",
+            words.share(verdict["noise"]),
         ]
-        for verdict in sorted(told["verdicts"], key=lambda v: (v["kind"] != "slower", v["kind"]))
+        for verdict in sorted(told["verdicts"], key=lambda v: -v["change"])
+        if verdict["kind"] in ("slower", "faster")
     ]
-    head = ["", "case", "times as long", "noise", "beside"]
-    return [f"<p class=note>{escape(note)}</p>", parts.table(head, rows)]
+    head = ["case", "", "times as long", "noise"]
+    table = [parts.table(head, rows, "bench")] if rows else []
+    return [*table, f"<p class=note>{escape(note)}</p>"]
 
 
 def machine_tables(content: dict[str, Any]) -> list[str]:
@@ -290,7 +297,10 @@ def growth_figure(line: Line, versions: dict[str, str]) -> Any:
             axes.text(0.5, 0.5, "under a MiB", ha="center", transform=axes.transAxes)
             axes.set_yticks([])
             continue
-        axes.set_yscale("log")
+        every = [value for points in line.points[quantity].values() for _, value in points]
+        middle, reach = math.sqrt(min(every) * max(every)), max(1.4 * max(every) / min(every), 16)
+        axes.set_yscale("log")  # 16 times at least, so that what is flat looks flat
+        axes.set_ylim(middle / math.sqrt(reach), middle * math.sqrt(reach))
         axes.yaxis.set_major_locator(
             LogLocator(subs=(1, 2, 5)) if quantity == "seconds" else LogLocator(base=2, numticks=8)
         )

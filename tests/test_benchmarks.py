@@ -255,7 +255,7 @@ def sums(n=1000, **options):
 
 
 def test_measure(machine):
-    result = timing.measure(sums(), budget=0.01)
+    result = timing.measure(sums(), budget=0.1)
     record = result.record()
     assert list(record["seconds"]) == ["ours", "loop", "half"]
     for name in record["seconds"]:
@@ -292,14 +292,19 @@ def test_what_does_not_fit_is_left_out_with_the_reason(machine):
 
 
 def test_slow_contenders_are_run_less_often(machine):
+    calls = []
+
     def slow(x):
-        time.sleep(0.03)
+        calls.append(x)
+        time.sleep(0.06)
         return x.sum()
 
-    calls = timing.measure(sums(baselines={"slow": slow}), budget=0.01).runs
-    assert calls["slow"] == 2  # those for verifying and for memory
-    calls = timing.measure(sums(baselines={"slow": slow}), budget=0.02).runs
-    assert calls["slow"] == 5
+    case = sums(10, baselines={"slow": slow}, bounds={})
+    for budget, more in ((0.001, 0), (0.02, 2), (0.2, 5)):
+        calls.clear()
+        runs = timing.measure(case, budget).runs["slow"]
+        assert len(calls) == 2 + more  # to verify, for memory, and more
+        assert runs == (more or 2)  # without more, those two are all that is known
 
 
 # --- runs
@@ -397,22 +402,25 @@ def test_no_case_begins_after_the_limit(machine, monkeypatch, tmp_path):
     assert [case["reason"] for case in content["left_out"]] == ["no time was left"]
 
 
-def test_what_would_take_too_long_is_foretold_by_growth(machine, monkeypatch, tmp_path):
-    def quadratic(x):
-        time.sleep((len(x) / 1000) ** 2 / 100)
-        return x.sum()
+def test_what_would_take_too_long_is_foretold_by_growth():
+    def forecast(n, *known, op="sums", line="a line"):
+        suite = run.Suite({}, True, None, None)
+        suite.content["results"] += known
+        growth = timing.Growth(line, n, time=1.5, memory=1)
+        return suite._forecast(sums(n, op=op, growth=growth))("loop")
 
-    sizes = [1000, 2000, 30_000]
-    slow = {"quadratic": quadratic}
-    suite(monkeypatch, *[lambda n=n: sums(n, baselines=slow, bounds={}) for n in sizes])
-    _, content = go(tmp_path)
-    assert [list(record["seconds"]) for record in content["results"]] == [
-        ["ours", "quadratic"],
-        ["ours", "quadratic"],
-        ["ours"],
-    ]
-    (reason,) = content["results"][2]["left_out"].values()
-    assert 6 <= int(reason.removeprefix("would take ").removesuffix(" s")) <= 12
+    small, large = (
+        record(1000, op="sums", loop=1.0, ours=9.0),
+        record(2000, op="sums", loop=8.0, ours=9.0),
+    )
+    assert forecast(4000) == 0
+    assert forecast(4000, small) == pytest.approx(4**1.5)  # as ours is expected to grow
+    assert forecast(4000, large, small) == pytest.approx(64)  # as it has grown
+    assert forecast(2000, small, large) == pytest.approx(2**1.5)
+    assert forecast(4000, small, op="another") == forecast(4000, small, line="another") == 0
+    assert forecast(4000, record(1000, op="sums")) == 0  # it was left out there
+    falling = record(2000, op="sums", loop=0.5)
+    assert forecast(8000, small, falling) == 0.5
 
 
 def test_command(machine, monkeypatch, tmp_path, capsys):

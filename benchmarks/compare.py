@@ -8,14 +8,12 @@ that the runs measured best counts. A change is told from noise by the errors of
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import peers
+from . import peers, store
 
 LEAST = 0.1  # relative changes below this are nothing, however little the spread
 SIGMAS = 2.5
@@ -119,7 +117,11 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) != 2:
         print("usage: compare OLD.json NEW.json", file=sys.stderr)
         return 2
-    old, new = (json.loads(Path(file).read_text(encoding="utf-8")) for file in argv)
+    try:
+        old, new = (store.read(file) for file in argv)
+    except (ValueError, OSError) as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 2
     found = verdicts(old, new)
     print("\n".join(lines(old, new, found)))
     return int(any(verdict.kind == "slower" for verdict in found))

@@ -10,18 +10,16 @@ from __future__ import annotations
 import base64
 import importlib.util
 import io
-import json
 import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyreid import page as parts
 
-from . import growth, peers, words
+from . import growth, peers, store, words
 from .growth import Line
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
@@ -354,8 +352,11 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) != 2:
         print("usage: page RESULTS.json PAGE.html", file=sys.stderr)
         return 2
-    content = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
-    Path(argv[1]).write_text(page(content), encoding="utf-8")
+    try:
+        store.write(argv[1], page(store.read(argv[0])))
+    except (ValueError, OSError) as error:
+        print(f"page: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -7,14 +7,13 @@ writes the page's pictures as PNG files.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pyreid.page import slug
 
-from . import growth, page, peers, words
+from . import growth, page, peers, store, words
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
@@ -87,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="between the marks in README.md")
     parser.add_argument("--pictures", metavar="DIR", help="also write the page's pictures")
     arguments = parser.parse_args(argv)
-    content = json.loads(Path(arguments.results).read_text(encoding="utf-8"))
+    try:
+        content = store.read(arguments.results)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     told = text(content)
     if arguments.write:
         before, rest = README.read_text(encoding="utf-8").split(BEGIN)

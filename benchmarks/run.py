@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
 import pkgutil
 import platform
 import subprocess
@@ -19,9 +18,8 @@ import torch
 
 from pyreid import __version__, _native, get_num_threads, info
 
-from . import compare, page, peers, timing, words
+from . import compare, page, peers, store, timing, words
 
-FORMAT = 1
 BUDGETS = {True: (0.3, 3.0), False: (0.8, 4.0)}  # quick or not: seconds a contender, patience
 HEADER = (
     f"{'op':<18} {'size':<58} {'ours':>9} {'peak':>9}  {'baseline':<36} {'takes':>9} {'ratio':>8} "
@@ -58,7 +56,7 @@ def run(
         An exit status: 1 where a contender failed or disagreed, or ours is slower than it was; 130 where
         interrupted.
     """
-    old = read(compare_file) if compare_file else None
+    old = store.read(compare_file) if compare_file else None
     machine = describe_machine(devices)
     suite = Suite(machine, quick, json_file, limit)
     if resume:
@@ -89,7 +87,7 @@ def run(
         suite.save()
         status = status or int(any(verdict.kind == "slower" for verdict in verdicts))
     if html_file:
-        write(html_file, page.page(suite.content))
+        store.write(html_file, page.page(suite.content))
     return status
 
 
@@ -101,7 +99,7 @@ class Suite:
     ):
         self.file = json_file
         self.content: dict[str, Any] = {
-            "format": FORMAT,
+            "format": store.FORMAT,
             "date": time.strftime("%Y-%m-%d %H:%M"),
             "command": "pyreid bench" + (" --quick" if quick else ""),
             "quick": quick,
@@ -121,7 +119,7 @@ class Suite:
             raise ValueError("resume needs a file: give --json too")
         if not Path(self.file).exists():
             return
-        old = read(self.file)
+        old = store.read(self.file)
         was, now = old["machine"], self.content["machine"]
         for what in ("pyreid", "commit", "torch", "processor", "cpu_floor", "threads", "gpu"):
             if was.get(what) != now.get(what):
@@ -180,7 +178,7 @@ class Suite:
 
     def save(self) -> None:
         if self.file:
-            write(self.file, json.dumps(self.content, indent=1) + "\n")
+            store.write(self.file, json.dumps(self.content, indent=1) + "\n")
 
 
 def key(record: dict[str, Any]) -> tuple:
@@ -204,25 +202,6 @@ def points(results: list[dict], case: timing.Case, contender: str) -> list[tuple
         and record["growth"]["n"] < case.growth.n
         and contender in record["seconds"]
     )
-
-
-def read(file: str) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{file} is not a results file of this version of pyreid bench")
-    return content
-
-
-def write(file: str, text: str) -> None:
-    """Whole or not at all."""
-    target = Path(file)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, target)
 
 
 def rows(record: dict[str, Any]):

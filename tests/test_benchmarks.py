@@ -12,7 +12,7 @@ import torch
 from pyreid import cli, ops
 
 try:
-    from benchmarks import ablation, compare, cost, growth, page, peers, readme, run, timing
+    from benchmarks import ablation, compare, cost, growth, page, peers, readme, run, store, timing
 except ImportError:  # not in a checkout
     from pyreid.benchmarks import (
         ablation,
@@ -23,6 +23,7 @@ except ImportError:  # not in a checkout
         peers,
         readme,
         run,
+        store,
         timing,
     )
 
@@ -476,7 +477,7 @@ def record(n=1000, ours=1.0, spread=0.01, op="an op", **others):
 
 def content(*records, **machine):
     return {
-        "format": run.FORMAT,
+        "format": store.FORMAT,
         "date": "2026-01-02 03:04",
         "command": "pyreid bench",
         "quick": False,
@@ -554,7 +555,10 @@ def test_compare(machine, monkeypatch, tmp_path, capsys):
     assert '<section id="compared">' in (tmp_path / "a.html").read_text()
     files = [str(tmp_path / name) for name in ("old.json", "a.json")]
     assert compare.main(files) == 1
-    assert compare.main(files[1:]) == 2
+    assert compare.main(files[1:]) == compare.main([files[0], "none"]) == 2
+    assert page.main([files[1], str(tmp_path / "b.html")]) == 0
+    assert (tmp_path / "b.html").read_text() == (tmp_path / "a.html").read_text()
+    assert page.main(["none", "b.html"]) == 2
     (tmp_path / "old.json").write_text("[]")
     with pytest.raises(ValueError, match=r"old\.json is not a results file"):
         go(tmp_path, compare_file=str(tmp_path / "old.json"))

@@ -163,10 +163,11 @@ def measure(
 ) -> Result:
     """Verifies all contenders, then times them side by side, for about `budget` seconds each.
 
-    Whoever does not fit into memory, or is foretold to take longer than `patience` seconds, is left out; ours
-    is given 6 times as long, and LeftOut is raised if it is to take longer still. The calls that verify are
-    the warm-up. What takes longer than 2 budgets is run twice more, and what takes longer than 6 not again:
-    it has the runs for verifying and for memory.
+    Whoever does not fit into memory, or is foretold to take longer than `patience` seconds, or raises an
+    error, is left out, and it is said why; whoever disagrees is an AssertionError. Ours is given 6 times as
+    long, and LeftOut is raised if it is to take longer still. The calls that verify are the warm-up. What
+    takes longer than 2 budgets is run twice more, and what takes longer than 6 not again: it has the runs for
+    verifying and for memory.
     """
     left_out: dict[str, str] = {}
     contenders = {"ours": case.ours, **case.baselines, **case.bounds}
@@ -185,7 +186,15 @@ def measure(
 
     states = {name: case.make() for name in contenders}
     calls = {name: lambda c=call, s=states[name]: c(s) for name, call in contenders.items()}
-    once = {name: [_Timed(case.device, call)] for name, call in calls.items()}
+    once: dict[str, list[_Timed]] = {}
+    for name, call in list(calls.items()):
+        try:
+            once[name] = [_Timed(case.device, call)]
+        except (RuntimeError, MemoryError, ImportError, AttributeError, TypeError) as error:
+            if name == "ours":
+                raise
+            left_out[name] = f"failed: {str(error).splitlines()[0] if str(error) else error!r}"
+            del calls[name]
     expected = case.compared(once["ours"][0].result)
     for name in case.baselines:
         if name in once:

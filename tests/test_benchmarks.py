@@ -292,6 +292,17 @@ def test_what_does_not_fit_is_left_out_with_the_reason(machine):
         timing.measure(sums(needs={"ours": 2**60}))
 
 
+def test_who_fails_is_left_out_with_the_reason(machine):
+    def full(_):
+        raise RuntimeError("out of memory\nand so on")
+
+    result = timing.measure(sums(baselines={"full": full, "sum": torch.sum}), budget=0.01)
+    assert list(result.seconds) == ["ours", "sum", "half"]
+    assert result.left_out == {"full": "failed: out of memory"}
+    with pytest.raises(RuntimeError, match="^out of memory"):
+        timing.measure(sums(ours=full), budget=0.01)
+
+
 def test_slow_contenders_are_run_less_often(machine):
     calls = []
 

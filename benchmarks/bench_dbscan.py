@@ -48,13 +48,20 @@ def graph(samples, identities=17, neighbours=30):
     columns = np.concatenate([mates, others], axis=1).ravel()
     close = person[rows] == person[columns]
     values = np.where(close, rng.beta(6, 5, len(rows)), 1 - 0.3 * rng.random(len(rows)) ** 2)
-    upper = scipy.sparse.coo_matrix((values, (rows, columns)), shape=(samples, samples)).tocsr()
-    matrix = upper.maximum(upper.T)
-    matrix.data = np.minimum(matrix.data, 0.999)
-    matrix.setdiag(0)
-    matrix = matrix.astype(np.float32)
-    matrix.sort_indices()
-    return matrix
+    pairs = np.minimum(rows, columns) * samples + np.maximum(rows, columns)
+    pairs, kept = np.unique(pairs, return_index=True)
+    low, high = np.divmod(pairs, samples)
+    values = np.where(low == high, 0, np.minimum(values[kept], 0.999)).astype(np.float32)
+    once, own = low != high, np.setdiff1d(np.arange(samples), low[low == high])
+    rows = np.concatenate([low, high[once], own])  # each row is near itself, too
+    columns = np.concatenate([high, low[once], own])
+    values = np.concatenate([values, values[once], np.zeros(len(own), np.float32)])
+    order = np.argsort(rows * samples + columns)
+    starts = np.concatenate([[0], np.bincount(rows, minlength=samples).cumsum()])
+    return scipy.sparse.csr_matrix(
+        (values[order], columns[order].astype(np.int32), starts.astype(np.int32)),
+        shape=(samples, samples),
+    )
 
 
 def on_device(matrix, device):

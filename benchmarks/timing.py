@@ -193,7 +193,8 @@ def measure(
         except (RuntimeError, MemoryError, ImportError, AttributeError, TypeError) as error:
             if name == "ours":
                 raise
-            left_out[name] = f"failed: {str(error).splitlines()[0] if str(error) else error!r}"
+            reason = str(error).split("\n")[0] or type(error).__name__
+            left_out[name] = f"failed: {reason}"
             del calls[name]
     expected = case.compared(once["ours"][0].result)
     for name in case.baselines:

@@ -22,7 +22,7 @@ OPS = sorted(path.stem for path in (ROOT / "pyreid/ops").glob("[!_]*.py"))
 FLOORS = [
     *("cli", "demo", "commands", "compat", "train", "methods", "report", "pictures", "evaluation"),
     *("models", "meshes", "people", "data", "losses", "sharded", "memory", "files", "options"),
-    *("progress", "ops", "distributed", "_native", "_build"),
+    *("page", "progress", "ops", "distributed", "_native", "_build"),
 ]
 BESIDE = {"info": {"_native", "_build", "_driver"}, "_driver": set(), "reference": set()}
 

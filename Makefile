@@ -5,8 +5,8 @@
 #
 #   make build        compile again what changed
 #   make lint         ruff, mypy, clang-format
-#   make cuda-check   compile every kernel for all architectures; registers, spills, sizes
-#   make bench        the benchmarks, as a table
+#   make cuda-check   compile every kernel for all architectures; registers, occupancy, spills, sizes
+#   make bench        the benchmarks: a table, and build/bench.html with pictures (BENCH=--quick: two minutes)
 #   make device       on a machine with a GPU: build, test, sanitize and measure; one results file
 #   make clean        remove what was built (make distclean: the virtual environment too)
 #
@@ -42,7 +42,7 @@ cuda-check: build/toolkit/ready
 	build/toolkit/bin/python build_tools/resources.py
 
 bench: build $(VENV)/extra-bench
-	$(BIN)/pyreid bench
+	$(BIN)/pyreid bench $(BENCH) --json build/bench.json --html build/bench.html
 
 device:
 	bash benchmarks/device.sh

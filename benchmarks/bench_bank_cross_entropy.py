@@ -5,7 +5,8 @@ from torch.nn import functional
 
 from pyreid import ops
 
-from .timing import Case, pytest_benchmark
+from . import peers
+from .timing import Case, Growth, pytest_benchmark, sizes
 
 SCALE = 20.0
 
@@ -15,11 +16,32 @@ def cases(device, quick=False):
     yield case(device, 64, 12936, 2048, "SpCL: 1500 labels", "cluster_mean", 1500)
     yield case(device, 128, 12936, 2048, "JVTC: 700 labels", "label_uniform", 700)
     yield case(device, 1024, 100_000, 256, "large bank")
+    for size in sizes(quick):
+        line = Growth("B=256 D=128", size, time=1, memory=0)
+        yield case(device, 256, size, 128, "rows", growth=line)
     if not quick:
         yield case(device, 64, 32621, 2048, "SpCL on MSMT17", "cluster_mean", 4000)
+        for batch in (32, 1024, 4096):
+            yield case(device, batch, 12936, 2048, "batches", headline=False)
+        for dim in (128, 512):
+            yield case(device, 256, 12936, dim, "columns", headline=False)
+        for dtype in (torch.float16, torch.bfloat16):
+            yield case(device, 256, 12936, 2048, "bank of " + str(dtype)[6:], dtype=dtype)
 
 
-def case(device, batch, size, dim, what, reduce="row", distinct=None):
+def case(
+    device,
+    batch,
+    size,
+    dim,
+    what,
+    reduce="row",
+    distinct=None,
+    *,
+    dtype=torch.float32,
+    growth=None,
+    headline=True,
+):
     by_label = reduce != "row"
 
     def make():
@@ -32,7 +54,7 @@ def case(device, batch, size, dim, what, reduce="row", distinct=None):
         labels = torch.arange(size) % distinct if by_label else targets
         labels = labels[torch.randperm(len(labels), generator=generator)] if by_label else labels
         queries, bank, targets, labels = (x.to(device) for x in (queries, bank, targets, labels))
-        return queries.requires_grad_(), bank, targets, labels
+        return queries.requires_grad_(), bank.to(dtype), targets, labels
 
     def ours(state):
         queries, bank, targets, labels = state
@@ -46,14 +68,19 @@ def case(device, batch, size, dim, what, reduce="row", distinct=None):
         )
         return with_gradient(losses.mean(), queries)
 
-    def dense(state):
-        return with_gradient(FORMULAS[reduce](*state), state[0])
+    def dense(formula):
+        def run(state):
+            queries, bank, targets, labels = state
+            return with_gradient(formula(queries, bank.float(), targets, labels), queries)
+
+        return run
 
     def products(state):
         queries, bank, _, _ = state
-        queries = queries.detach()
+        queries, bank = queries.detach(), bank.float()
         return (queries @ bank.T) @ bank
 
+    bank_width = torch.empty((), dtype=dtype).element_size()
     columns = distinct if reduce == "cluster_mean" else size
     return Case(
         op="bank_cross_entropy",
@@ -61,11 +88,19 @@ def case(device, batch, size, dim, what, reduce="row", distinct=None):
         device=device,
         make=make,
         ours=ours,
-        baselines={"dense torch": dense},
+        baselines={
+            name: dense(formula)
+            for name, formula in peers.compiled(
+                device, FORMULAS[reduce], wanted=headline and growth is None
+            ).items()
+        },
         bounds={"2 products alone": products},
-        bytes=4 * dim * (size + 3 * batch),
+        bytes=dim * (bank_width * size + 12 * batch),
         flops=2 * 2 * batch * columns * dim,
         tolerance=1e-4 if reduce == "cluster_mean" else 2e-5,
+        needs={name: 16 * batch * size for name in FORMULAS[reduce] if "means" not in name},
+        growth=growth,
+        headline=headline and growth is None,
     )
 
 
@@ -91,6 +126,14 @@ def over_labels(queries, bank, targets, labels):
     return functional.nll_loss(torch.log(probabilities).T, targets)
 
 
+def over_means(queries, bank, targets, labels):
+    """The same with the means taken first, so that there are as many columns as labels."""
+    sums = torch.zeros(int(labels.max()) + 1, bank.shape[1], device=bank.device)
+    sums.index_add_(0, labels, bank)
+    counts = torch.bincount(labels, minlength=len(sums))
+    return functional.cross_entropy(SCALE * queries @ (sums / counts[:, None]).T, targets)
+
+
 def spread_over_label(queries, bank, targets, labels):
     """JVTC's global loss."""
     log_probabilities = functional.log_softmax(SCALE * queries @ bank.T, dim=1)
@@ -98,7 +141,11 @@ def spread_over_label(queries, bank, targets, labels):
     return -(multi / multi.sum(dim=1, keepdim=True) * log_probabilities).sum(dim=1).mean()
 
 
-FORMULAS = {"row": over_rows, "cluster_mean": over_labels, "label_uniform": spread_over_label}
+FORMULAS = {
+    "row": {"dense torch": over_rows},
+    "cluster_mean": {"as released": over_labels, "torch, means first": over_means},
+    "label_uniform": {"dense torch": spread_over_label},
+}
 
 
 def test_speed(case, contender, benchmark):

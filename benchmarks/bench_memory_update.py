@@ -4,7 +4,7 @@ import torch
 
 from pyreid import ops
 
-from .timing import Case, pytest_benchmark
+from .timing import Case, Growth, pytest_benchmark, sizes
 
 MOMENTUM = 0.2
 
@@ -14,26 +14,50 @@ def cases(device, quick=False):
     yield case(device, 12936, 2048, 256, 256, "256 images")
     yield case(device, 700, 2048, 256, 16, "Cluster Contrast: 16 ids x 16")
     yield case(device, 700, 2048, 256, 16, "the same, hardest", repeats="hardest")
+    for size in sizes(quick):
+        line = Growth("E=256 D=128", size, time=0, memory=0)
+        yield case(device, size, 128, 256, 256, "into N rows", loops=False, growth=line)
     if not quick:
+        for batch in (32, 1024, 4096):
+            yield case(device, 12936, 2048, batch, batch, f"{batch} images", loops=False)
+        for dim in (128, 512):
+            yield case(device, 12936, dim, 256, 256, f"{dim} columns", headline=False)
+        for dtype in (torch.float16, torch.bfloat16):
+            what = "bank of " + str(dtype)[6:]
+            yield case(device, 12936, 2048, 256, 256, what, loops=False, dtype=dtype)
         yield case(device, 12936, 2048, 256, 1, "a batch of one id")
         large = 100_000 if device == "cpu" else 1_000_000
         yield case(device, large, 512, large, large, f"whole bank of {large:,} rows", loops=False)
 
 
-def case(device, size, dim, events, distinct, what, *, repeats="sequential", loops=True):
+def case(
+    device,
+    size,
+    dim,
+    events,
+    distinct,
+    what,
+    *,
+    repeats="sequential",
+    loops=True,
+    dtype=torch.float32,
+    growth=None,
+    headline=True,
+):
     def make():
         generator = torch.Generator().manual_seed(0)
         bank = torch.nn.functional.normalize(torch.randn(size, dim, generator=generator))
         features = torch.nn.functional.normalize(torch.randn(events, dim, generator=generator))
         rows = torch.randperm(size, generator=generator)[:distinct]
         rows = rows.repeat_interleave(events // distinct)
-        return [x.to(device) for x in (bank, features, rows)]
+        return [x.to(device) for x in (bank.to(dtype), features, rows)]
 
     def ours(state):
         return ops.memory_update_(*state, momentum=MOMENTUM, repeats=repeats)
 
+    width = torch.empty((), dtype=dtype).element_size()
     if repeats == "hardest":
-        baselines = {"Python loop": hardest_loop}
+        baselines = {"vectorised torch": vectorised_hardest, "Python loop": hardest_loop}
     else:
         baselines = {"vectorised torch": vectorised} | ({"Python loop": loop} if loops else {})
     return Case(
@@ -43,7 +67,11 @@ def case(device, size, dim, events, distinct, what, *, repeats="sequential", loo
         make=make,
         ours=ours,
         baselines=baselines,
-        bytes=4 * dim * (2 * distinct + events) + 8 * events,
+        bytes=dim * (2 * width * distinct + 4 * events) + 8 * events,
+        # Of a rounded bank, the last bit.
+        tolerance=1e-5 if dtype == torch.float32 else 1e-2,
+        growth=growth,
+        headline=headline and growth is None,
     )
 
 
@@ -79,8 +107,22 @@ def vectorised(state):
     turn = torch.arange(len(rows), device=rows.device) - starts.repeat_interleave(counts)
     for n in range(int(counts.max())):
         events = order[turn == n]
-        moved = MOMENTUM * bank[rows[events]] + (1 - MOMENTUM) * features[events]
-        bank[rows[events]] = torch.nn.functional.normalize(moved)
+        moved = MOMENTUM * bank[rows[events]].float() + (1 - MOMENTUM) * features[events]
+        bank[rows[events]] = torch.nn.functional.normalize(moved).to(bank.dtype)
+    return bank
+
+
+def vectorised_hardest(state):
+    """The same by sorting: of each row's events, that of the least similarity comes first."""
+    bank, features, rows = state
+    order = (features * bank[rows]).sum(dim=1).argsort(stable=True)
+    order = order[rows[order].argsort(stable=True)]
+    targets = rows[order]
+    first = torch.ones_like(targets, dtype=torch.bool)
+    first[1:] = targets[1:] != targets[:-1]
+    targets, hardest = targets[first], features[order[first]]
+    moved = MOMENTUM * bank[targets] + (1 - MOMENTUM) * hardest
+    bank[targets] = torch.nn.functional.normalize(moved)
     return bank
 
 

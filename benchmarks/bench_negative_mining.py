@@ -4,14 +4,26 @@ import torch
 
 from pyreid import ops
 
-from .timing import Case, pytest_benchmark
+from . import peers
+from .timing import Case, Growth, pytest_benchmark, sizes
 
 
 def cases(device, quick=False):
     yield plain(device, 256, 12936, 2048, 50)
     yield ice(device, 32, 4000)
     yield scl(device, 64, 12936)
+    for size in sizes(quick):
+        line = Growth("B=256 D=128 k=50", size, time=1, memory=0)
+        yield plain(device, 256, size, 128, 50, growth=line)
     if not quick:
+        yield plain(device, 256, 16522, 2048, 50)
+        yield plain(device, 256, 32621, 2048, 50)
+        for batch in (32, 1024, 4096):
+            yield plain(device, batch, 12936, 2048, 50, headline=False)
+        for dim in (128, 512):
+            yield plain(device, 256, 12936, dim, 50, headline=False)
+        for dtype in (torch.float16, torch.bfloat16):
+            yield plain(device, 256, 12936, 2048, 50, dtype=dtype)
         yield plain(device, 1024, 100_000, 256, 50)
         yield plain(device, 64, 32621, 2048, 4096)
         if device == "cuda":
@@ -22,30 +34,43 @@ def unit(generator, *shape):
     return torch.nn.functional.normalize(torch.randn(*shape, generator=generator), dim=-1)
 
 
-def plain(device, batch, size, dim, k):
+def plain(device, batch, size, dim, k, *, dtype=torch.float32, growth=None, headline=True):
     def make():
         generator = torch.Generator().manual_seed(0)
-        return unit(generator, batch, dim).to(device), unit(generator, size, dim).to(device)
+        queries, bank = unit(generator, batch, dim), unit(generator, size, dim)
+        return queries.to(device), bank.to(device, dtype)
 
     def ours(state):
         return ops.mine_negatives(*state, k).scores
 
     def product_and_topk(state):
-        return (state[0] @ state[1].T).topk(k).values
+        return (state[0] @ state[1].float().T).topk(k).values
 
     def product(state):
-        return state[0] @ state[1].T
+        return state[0] @ state[1].float().T
 
+    libraries = {
+        f"{name} search": lambda state, search=search: search(state[0], state[1].float())[0]
+        for name, search in peers.searches(device, k).items()
+    }
+    width = torch.empty((), dtype=dtype).element_size()
+    named = "" if dtype == torch.float32 else f" (bank of {str(dtype)[6:]})"
     return Case(
         op="mine_negatives",
-        size=f"B={batch} N={size} D={dim} k={k}",
+        size=f"B={batch} N={size} D={dim} k={k}{named}",
         device=device,
         make=make,
         ours=ours,
-        baselines={"product + topk": product_and_topk},
+        baselines=peers.compiled(
+            device, {"product + topk": product_and_topk}, wanted=headline and growth is None
+        )
+        | libraries,
         bounds={"product alone": product},
-        bytes=4 * (size * dim + batch * dim + 3 * batch * k),
+        bytes=width * size * dim + 4 * (batch * dim + 3 * batch * k),
         flops=2 * batch * size * dim,
+        needs={"product + topk": 4 * batch * size},
+        growth=growth,
+        headline=headline and growth is None,
     )
 
 

@@ -5,13 +5,17 @@ import torch
 
 from pyreid import ops
 
-from .timing import Case, pytest_benchmark
+from .timing import Case, Growth, pytest_benchmark, sizes
 
 
 def cases(device, quick=False):
     yield features(device, 500 if quick else 3368, 15913, 2048, "Market-1501")
     yield distances(device, 500 if quick else 3368, 15913, "Market-1501")
+    for size in sizes(quick):
+        line = Growth("Q=100 D=128", size, time=1, memory=1)
+        yield features(device, 100, size, 128, "a gallery of N", growth=line)
     if not quick:
+        yield features(device, 2228, 17661, 2048, "DukeMTMC-reID")
         yield features(device, 200, 200_000, 128, "200,000 in the gallery")
         if device == "cuda":
             yield features(device, 11659, 82161, 2048, "MSMT17")
@@ -34,7 +38,7 @@ def problem(device, queries, size, dim):
     return [[x.to(device) for x in pair] for pair in (rows, ids, cameras)]
 
 
-def features(device, queries, size, dim, name):
+def features(device, queries, size, dim, name, *, growth=None):
     def make():
         return problem(device, queries, size, dim)
 
@@ -51,10 +55,16 @@ def features(device, queries, size, dim, name):
         device=device,
         make=make,
         ours=ours,
-        baselines={"argsort + loop": lambda state: loop(-product(state), *state[1:])},
+        baselines={
+            "argsort + loop": lambda state: loop(-product(state), *state[1:]),
+            "argsort, batched": lambda state: batched(-product(state), *state[1:]),
+        },
         bounds={"product alone": product},
         bytes=4 * (size + queries) * dim,
         flops=2 * queries * size * dim,
+        needs={"argsort + loop": 13 * queries * size, "argsort, batched": 4 * queries * size},
+        growth=growth,
+        headline=growth is None,
     )
 
 

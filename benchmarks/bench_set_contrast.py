@@ -4,14 +4,23 @@ import torch
 
 from pyreid import ops
 
-from .timing import Case, pytest_benchmark
+from . import peers
+from .timing import Case, Growth, pytest_benchmark, sizes
 
 
 def cases(device, quick=False):
     yield case(device, 64, 12936, 2048, 8, 500, "SCL, two branches", sets=2)
     yield case(device, 32, 4000, 2048, 6, 50, "ICE, camera proxies", loops=True)
     yield case(device, 16, 12936, 512, 2, 8192, "GCL", denominator="own")
+    for size in sizes(quick):
+        line = Growth("B=64 J=8 K=500 D=128", size, time=0, memory=0)
+        yield case(device, 64, size, 128, 8, 500, "from N rows", growth=line)
     if not quick:
+        for batch in (32, 256, 1024):
+            yield case(device, batch, 12936, 2048, 8, 50, f"batch of {batch}")
+        for dim in (128, 512):
+            yield case(device, 64, 12936, dim, 8, 500, f"{dim} columns", headline=False)
+        yield case(device, 64, 12936, 2048, 8, 500, "float16 bank", dtype=torch.float16)
         yield case(device, 64, 12936, 2048, 8, 500, "SCL, one branch")
         yield case(device, 256, 4000, 2048, 6, 50, "ICE, batch of 256", loops=True)
         yield case(device, 64, 12936, 2048, 8, 500, "bfloat16 bank", dtype=torch.bfloat16)
@@ -31,6 +40,8 @@ def case(
     dtype=torch.float32,
     loops=False,
     scale=10.0,
+    growth=None,
+    headline=True,
 ):
     def make():
         generator = torch.Generator().manual_seed(0)
@@ -80,7 +91,10 @@ def case(
             losses.append(-(torch.log_softmax(scores, 0) * target).sum())
         return torch.stack(losses)[None]
 
-    baselines = {"gather, torch": step(gather)} | (
+    gathering = peers.compiled(
+        device, {"gather, torch": gather}, wanted=headline and growth is None
+    )
+    baselines = {name: step(call) for name, call in gathering.items()} | (
         {"loop over samples": step(loop)} if loops else {}
     )
     width = torch.empty((), dtype=dtype).element_size()
@@ -94,6 +108,9 @@ def case(
         baselines=baselines,
         # Each row that is listed, once; the bank where it is smaller. Twice: forward and backward.
         bytes=2 * min(listed, size) * dim * width + 3 * 4 * sets * batch * dim,
+        needs={"gather, torch": 8 * listed * dim},
+        growth=growth,
+        headline=headline and growth is None,
     )
 
 

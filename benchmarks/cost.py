@@ -38,6 +38,7 @@ from pyreid.methods import METHODS, clustering
 from pyreid.people import capture
 
 from .run import describe_machine, machine_line
+from .words import duration
 
 # Of a step, in the order of the table. A mark ends the part that it names.
 PARTS = (
@@ -399,13 +400,6 @@ def row(label: str, cells: list[str]) -> str:
 
 def ops_seconds(result: dict[str, Any]) -> float:
     return sum(value for part, value in result["parts"].items() if part.endswith(": ops"))
-
-
-def duration(seconds: float) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
-        if seconds * scale >= 1:
-            return f"{seconds * scale:.3g} {unit}"
-    return "0"
 
 
 def share(part: float, whole: float) -> str:

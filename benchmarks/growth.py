@@ -1,22 +1,26 @@
-"""How features to labels grow with N: seconds of each stage, and peak memory beyond the features.
+"""How things grow with N. Of features to labels: seconds of each stage, and peak memory beyond the features.
 
 `python -m benchmarks.growth [N ...]` in a checkout, `python -m pyreid.benchmarks.growth` elsewhere. Each size
-runs in a process of its own, because a process keeps what it has used.
+runs in a process of its own, because a process keeps what it has used. Of every op: `lines` of what a run of
+the benchmarks has measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
-import threading
-import time
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from pyreid import get_num_threads, ops
+
+from . import memory
 
 SIZES = (1000, 3000, 10_000, 30_000, 100_000)
 STAGES = ("neighbours", "jaccard", "dbscan")
@@ -43,11 +47,11 @@ def main(argv: list[str] | None = None) -> None:
         seconds = [found["seconds"][stage] for stage in STAGES]
         times = " | ".join(f"{value:.3g} s" for value in (*seconds, sum(seconds)))
         features = size * arguments.dim * 4
-        print(
-            f"| {size:,} | {times} | {features / 2**20:.1f} MiB | {found['bytes'] / 2**20:.1f} MiB "
-            f"| {found['bytes'] / size / 1024:.1f} KiB |",
-            flush=True,
-        )
+        told = "| not known | not known |"
+        if found["bytes"] is not None:
+            beyond = found["bytes"] / 2**20
+            told = f"| {beyond:.1f} MiB | {1024 * beyond / size:.1f} KiB |"
+        print(f"| {size:,} | {times} | {features / 2**20:.1f} MiB {told}", flush=True)
 
 
 def features_of(size: int, dim: int) -> torch.Tensor:
@@ -61,50 +65,54 @@ def features_of(size: int, dim: int) -> torch.Tensor:
 def measured(size: int, dim: int, device: str) -> dict:
     ops.pseudo_labels(features_of(200, dim).to(device))  # libraries, threads
     features = features_of(size, dim).to(device)
-    with _Peak(device) as peak:
-        _, stats = ops.pseudo_labels(features, return_stats=True)
+    before = memory.begin(device)
+    _, stats = ops.pseudo_labels(features, return_stats=True)
+    peak = memory.end(device, before)
     runs = [stats.seconds]
     for _ in range(4 if sum(stats.seconds.values()) < 5 else 2):
         runs.append(ops.pseudo_labels(features, return_stats=True)[1].seconds)
     seconds = {stage: statistics.median(run[stage] for run in runs) for stage in STAGES}
-    return {"seconds": seconds, "bytes": peak.bytes}
+    return {"seconds": seconds, "bytes": peak}
 
 
-class _Peak:
-    """The most memory in use inside the block beyond that at its beginning; on the CPU, as the system sees it
-    every millisecond."""
+class Line(NamedTuple):
+    """Cases of an op that differ in N alone."""
 
-    bytes = 0
+    op: str
+    name: str
+    device: str
+    expected: dict[str, float]  # exponents of N, of ours: "seconds", "peak_bytes"
+    points: dict[str, dict[str, list[tuple[int, float]]]]  # quantity -> contender -> (N, value)
 
-    def __init__(self, device: str):
-        self._cuda, self._ended = device == "cuda", threading.Event()
-        self._watch = threading.Thread(target=self._look)
-
-    def __enter__(self) -> _Peak:
-        if self._cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
-        else:
-            self._before = _anonymous()
-            self._watch.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._cuda:
-            self.bytes = torch.cuda.max_memory_allocated() - self._before
-        else:
-            self._ended.set()
-            self._watch.join()
-
-    def _look(self) -> None:
-        while not self._ended.is_set():
-            self.bytes = max(self.bytes, _anonymous() - self._before)
-            time.sleep(0.001)
+    def exponent(self, quantity: str, contender: str = "ours") -> float | None:
+        return slope(self.points[quantity].get(contender, []))
 
 
-def _anonymous() -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+def lines(results: Iterable[dict[str, Any]]) -> list[Line]:
+    """Of the records of a results file. Memory under a MiB, not to be told from nothing, is not in them."""
+    found: dict[tuple, Line] = {}
+    for record in results:
+        if not (growth := record["growth"]):
+            continue
+        key = record["op"], growth["line"], record["device"]
+        expected = {"seconds": growth["time"], "peak_bytes": growth["memory"]}
+        line = found.setdefault(key, Line(*key, expected, {"seconds": {}, "peak_bytes": {}}))
+        for quantity, least in (("seconds", 0), ("peak_bytes", 2**20)):
+            for contender, value in record[quantity].items():
+                if value is not None and value > least:
+                    values = line.points[quantity].setdefault(contender, [])
+                    values.append((growth["n"], value))
+    return list(found.values())
+
+
+def slope(points: Sequence[tuple[int, float]]) -> float | None:
+    """b of value = a * N ** b, by least squares on logarithmic axes; None of fewer than two sizes."""
+    if len({n for n, _ in points}) < 2:
+        return None
+    logs = [(math.log(n), math.log(value)) for n, value in points]
+    middle, level = (statistics.fmean(values) for values in zip(*logs, strict=True))
+    across = sum((x - middle) ** 2 for x, _ in logs)
+    return sum((x - middle) * (y - level) for x, y in logs) / across
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Compiles every kernel for all architectures of a wheel and reports what each takes.
+"""Compiles every kernel for all architectures of a wheel and reports what each takes, and how much of a
+multiprocessor it can fill.
 
 Fails where a kernel spills registers or keeps a stack frame: both mean slow local memory, and are
 nearly always a mistake that no test shows.
@@ -8,6 +9,7 @@ nearly always a mistake that no test shows.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ from typing import NamedTuple
 
 import native
 import toolkit
+from occupancy import occupancy
 
 FOLDER = Path("build/resources")
 
@@ -23,6 +26,8 @@ _KERNEL = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'")
 _MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"(\d+) bytes smem")
+_ENTRY = re.compile(r"\.entry (\w+)\(")
+_THREADS = re.compile(r"\.maxntid (\d+)")
 
 
 class Kernel(NamedTuple):
@@ -37,6 +42,20 @@ class Kernel(NamedTuple):
     @property
     def is_bad(self) -> bool:
         return self.stack > 0 or self.spills > 0
+
+
+class Launch(NamedTuple):
+    threads: int  # of a block, at most: the kernel's launch bounds
+    dynamic: bool  # whether a launch asks for shared memory beyond the static
+
+
+def launches(ptx: str) -> dict[str, Launch]:
+    """How the kernels of a file of PTX are launched, by name."""
+    names_and_bodies = _ENTRY.split(ptx)[1:]
+    return {
+        name: Launch(int((_THREADS.search(body) or [0, 0])[1]), "pyreid_dynamic_sharedE;" in body)
+        for name, body in zip(names_and_bodies[0::2], names_and_bodies[1::2], strict=True)
+    }
 
 
 def parse(log: str, file: str) -> list[Kernel]:
@@ -61,19 +80,32 @@ def parse(log: str, file: str) -> list[Kernel]:
     return kernels
 
 
-def compile_one(source: Path, plan: toolkit.Plan, env) -> tuple[list[Kernel], int]:
-    """The kernels of one file, and the bytes of its compressed fat binary."""
+class Compiled(NamedTuple):
+    kernels: list[Kernel]
+    launches: dict[str, Launch]
+    fat_binary: int  # bytes, compressed
+
+
+def compile_one(source: Path, plan: toolkit.Plan, env) -> Compiled:
     target = FOLDER / f"{source.stem}.o"
+    kept = toolkit.ROOT / FOLDER / source.stem  # what nvcc makes on its way
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir()
     command = [
         str(plan.nvcc.path),
         *native.NVCC_FLAGS,
         *plan.architectures.flags(),
+        *("--keep", "--keep-dir", str(kept)),
         *("-Xptxas", "-v", "-c", str(source), "-o", str(target)),
     ]
     done = subprocess.run(command, cwd=toolkit.ROOT, env=env, capture_output=True, text=True)
     if done.returncode != 0:
         raise toolkit.ToolkitError(f"{source} failed to compile:\n{done.stdout}{done.stderr}")
-    return parse(done.stdout + done.stderr, source.stem), fat_binary_bytes(target)
+    found: dict[str, Launch] = {}
+    for ptx in kept.glob("*.ptx"):
+        found |= launches(ptx.read_text())
+    shutil.rmtree(kept)
+    return Compiled(parse(done.stdout + done.stderr, source.stem), found, fat_binary_bytes(target))
 
 
 def fat_binary_bytes(target: Path) -> int:
@@ -96,27 +128,35 @@ def demangled(names: list[str]) -> dict[str, str]:
     return dict(zip(names, short, strict=False))
 
 
-def table(kernels: list[Kernel]) -> str:
-    """A line per kernel: its shared memory, and its registers on each architecture."""
+def table(kernels: list[Kernel], found: dict[str, Launch]) -> str:
+    """A line per kernel: its block and shared memory; on each architecture its registers and occupancy."""
     names = demangled(sorted({kernel.name for kernel in kernels}))
     architectures = toolkit.ordered(kernel.architecture for kernel in kernels)
-    lines = [f"{'shared':>7}" + "".join(f"{'sm_' + name:>8}" for name in architectures)]
+    head = f"{'threads':>7}{'shared':>8}"
+    lines = [head + "".join(f"{'sm_' + name:>11}" for name in architectures)]
     rows: dict[tuple[str, str], dict[str, Kernel]] = {}
     for kernel in kernels:
         rows.setdefault((kernel.file, names[kernel.name]), {})[kernel.architecture] = kernel
     for (file, name), row in sorted(rows.items()):
         shared = max(kernel.shared for kernel in row.values())
-        cells = [
-            f"{row[sm].registers}{'!' if row[sm].is_bad else ''}" if sm in row else ""
-            for sm in architectures
-        ]
-        lines.append(f"{shared:>7}" + "".join(f"{c:>8}" for c in cells) + f"  {file}: {name}")
+        launch = found[next(iter(row.values())).name]
+        cells = [cell(row[sm], launch) if sm in row else "" for sm in architectures]
+        told = f"{launch.threads or '?':>7}{shared:>7}{'+' if launch.dynamic else ' '}"
+        lines.append(told + "".join(f"{c:>11}" for c in cells) + f"  {file}: {name}")
         lines += [
             f"        ! sm_{sm}: {kernel.stack} bytes of stack, {kernel.spills} of spills"
             for sm, kernel in row.items()
             if kernel.is_bad
         ]
     return "\n".join(lines)
+
+
+def cell(kernel: Kernel, launch: Launch) -> str:
+    mark = "!" if kernel.is_bad else ""
+    if not launch.threads:
+        return f"{kernel.registers}{mark}"
+    full = occupancy(kernel.architecture, kernel.registers, kernel.shared, launch.threads)
+    return f"{kernel.registers}{mark} {full.share:4.0%}"
 
 
 def main() -> int:
@@ -131,13 +171,16 @@ def main() -> int:
     with ThreadPoolExecutor(native.job_count(env)) as pool:
         results = list(pool.map(lambda source: compile_one(source, plan, env), sources))
 
-    kernels = [kernel for found, _ in results for kernel in found]
-    print("Shared memory in bytes; registers per thread, by architecture\n")
-    print(table(kernels))
+    kernels = [kernel for result in results for kernel in result.kernels]
+    print(
+        "Threads and bytes of shared memory of a block (+: and what a launch asks for); by architecture,"
+    )
+    print("registers of a thread, and warps that fit of those that could (theoretical occupancy)\n")
+    print(table(kernels, {name: launch for r in results for name, launch in r.launches.items()}))
     print(f"\nCompressed fat binary, nvcc {plan.nvcc.release}:")
-    for source, (_, size) in zip(sources, results, strict=True):
-        print(f"  {source.stem:24}{size / 1024:9.1f} KiB")
-    print(f"  {'all':24}{sum(size for _, size in results) / 1024:9.1f} KiB")
+    for source, result in zip(sources, results, strict=True):
+        print(f"  {source.stem:24}{result.fat_binary / 1024:9.1f} KiB")
+    print(f"  {'all':24}{sum(result.fat_binary for result in results) / 1024:9.1f} KiB")
     bad = [kernel for kernel in kernels if kernel.is_bad]
     if bad:
         print(f"\n{len(bad)} of {len(kernels)} kernels spill registers or keep a stack frame.")

@@ -27,9 +27,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     bench = commands.add_parser("bench", help="time the ops against what else one would run")
     bench.add_argument("ops", nargs="*", metavar="OP", help="which ops (default: all)")
-    bench.add_argument("--quick", action="store_true", help="fewer sizes, shorter runs")
+    size = bench.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="fewer sizes, shorter runs: two minutes")
+    size.add_argument("--full", action="store_true", help="all sizes (the default)")
     bench.add_argument("--device", choices=["cpu", "cuda"], help="default: all that are here")
-    bench.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
+    bench.add_argument("--json", metavar="FILE", help="also write the figures, case by case")
+    bench.add_argument("--html", metavar="FILE", help="also write a page, with pictures")
+    bench.add_argument("--compare", metavar="OLD.json", help="exit 1 if ours is slower than then")
+    bench.add_argument(
+        "--resume", action="store_true", help="keep what the file of --json has, measure the rest"
+    )
+    bench.add_argument(
+        "--limit", type=float, metavar="SECONDS", help="begin no case later than that"
+    )
     bench.set_defaults(run=_bench)
 
     demo = commands.add_parser("demo", help="train on made-up people, on the CPU, in minutes")
@@ -123,8 +133,22 @@ def _bench(arguments) -> int:
     if unknown := set(arguments.ops) - set(known):
         sys.exit(f"pyreid bench: OP must be one of {', '.join(known)}, got {', '.join(unknown)}")
     devices = [arguments.device] if arguments.device else timing.devices()
-    run.run(arguments.ops or known, devices, quick=arguments.quick, json_file=arguments.json)
-    return 0
+    if not set(devices) <= set(timing.devices()):
+        sys.exit("pyreid bench: --device cuda: torch sees no CUDA device")
+    try:
+        return run.run(
+            arguments.ops or known,
+            devices,
+            quick=arguments.quick,
+            json_file=arguments.json,
+            html_file=arguments.html,
+            compare_file=arguments.compare,
+            resume=arguments.resume,
+            limit=arguments.limit,
+        )
+    except (ValueError, OSError) as error:
+        print(f"pyreid bench: {error}", file=sys.stderr)
+        return 2
 
 
 def _demo(arguments) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pyreid import pictures
+from pyreid import page, pictures
 from pyreid._build import VERSION
 from pyreid.data import ReidData
 from pyreid.evaluation import Evaluation, as_dict, lines_of
@@ -157,39 +157,26 @@ def write_report(
         )
     if seconds is None:
         seconds = _sums(line.get("seconds") or {} for line in history)
-    date = time.strftime("%Y-%m-%d %H:%M") if date is None else date
 
     blocks: dict[str, list[str]] = {name: [] for name in SECTIONS}
     blocks["Results"] += _results(plain)
     blocks["Clusters"] += _clusters(clusters)
     blocks["Cost"] += _cost(seconds, len(history))
     blocks["What was run"] += _run(data, settings or {}, environment or versions())
-    words = (
-        sum(len(block) for section in blocks.values() for block in section)
-        + len(_PAGE)
-        + len(_STYLE)
-    )
+    date = time.strftime("%Y-%m-%d %H:%M") if date is None else date
+    tiles = _tiles(plain, clusters, seconds, len(history))
+    words = len(page.whole(title, date, tiles, blocks))
     for picture, (kind, content, width) in zip(
         every, _encoded([p.image for p in every], max_bytes - words), strict=True
     ):
-        blocks[picture.section].append(_shown(picture, kind, content, width))
+        blocks[picture.section].append(
+            page.figure(picture.title, kind, content, width, picture.caption)
+        )
 
-    there = [name for name in SECTIONS if blocks[name]]
-    page = _PAGE.format(
-        style=_STYLE,
-        title=escape(title),
-        date=escape(date),
-        tiles=_tiles(plain, clusters, seconds, len(history)),
-        links=" ".join(f'<a href="#{_slug(name)}">{escape(name)}</a>' for name in there),
-        sections="".join(
-            f'<section id="{_slug(name)}"><h2>{escape(name)}</h2>{"".join(blocks[name])}</section>\n'
-            for name in there
-        ),
-    )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page.whole(title, date, tiles, blocks), encoding="utf-8")
     return path
 
 
@@ -199,7 +186,7 @@ def save(folder: str | os.PathLike[str], drawn: Iterable[Picture]) -> list[Path]
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for picture in drawn:
-        paths.append(folder / f"{_slug(picture.section)}-{_slug(picture.title)}.png")
+        paths.append(folder / f"{page.slug(picture.section)}-{page.slug(picture.title)}.png")
         paths[-1].write_bytes(pictures.png(picture.image))
     return paths
 
@@ -260,11 +247,8 @@ def _tiles(
         )
     if seconds:
         note = f"{epochs} epoch{'s' * (epochs != 1)}" if epochs else ""
-        tiles.append(("time", _duration(sum(seconds.values())), note))
-    return "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)} <small>{escape(note)}</small></dd></div>"
-        for name, value, note in tiles
-    )
+        tiles.append(("time", page.duration(sum(seconds.values())), note))
+    return "".join(page.tile(*tile) for tile in tiles)
 
 
 def _results(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -286,7 +270,7 @@ def _results(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     )
     if not any(values.get("same_camera") for values in results.values()):
         note += " Nor do those of both the id and the camera of the query."
-    return [_table(head, rows), f"<p class=note>{escape(note)}</p>"]
+    return [page.table(head, rows), f"<p class=note>{escape(note)}</p>"]
 
 
 def _clusters(clusters: Mapping[str, Any]) -> list[str]:
@@ -311,7 +295,7 @@ def _clusters(clusters: Mapping[str, Any]) -> list[str]:
         for key, called in names.items()
         if key in clusters
     ]
-    return [_table(None, rows)]
+    return [page.table(None, rows)]
 
 
 def _cost(seconds: Mapping[str, float], epochs: int) -> list[str]:
@@ -323,9 +307,9 @@ def _cost(seconds: Mapping[str, float], epochs: int) -> list[str]:
         share = value / total
         bar = f'<span class=bar><i style="width:{100 * share:.1f}%"></i></span>{100 * share:.0f} %'
         per_epoch = [f"{value / epochs:.1f}"] if epochs else []
-        rows.append([stage, f"{value:.1f}", *per_epoch, _Html(bar)])
+        rows.append([stage, f"{value:.1f}", *per_epoch, page.Html(bar)])
     head = ["stage", "seconds", *(["per epoch"] if epochs else []), "share"]
-    return [_table(head, rows)]
+    return [page.table(head, rows)]
 
 
 def _run(
@@ -341,12 +325,12 @@ def _run(
             numbers = (len(known), len(images), len(np.unique(images.cameras)))
             rows.append([name, *(f"{number:,}" for number in numbers)])
         head = ["subset", "ids", "images", "cameras"]
-        blocks.append(f"<div><h3>Data: {escape(data.name)}</h3>{_table(head, rows)}</div>")
+        blocks.append(f"<div><h3>Data: {escape(data.name)}</h3>{page.table(head, rows)}</div>")
     for group, values in {**settings, "versions": environment}.items():
         rows = [[name, _value(value)] for name, value in values.items()]
         if rows:
             name = escape(group[:1].upper() + group[1:])
-            blocks.append(f"<div><h3>{name}</h3>{_table(None, rows, 'plain')}</div>")
+            blocks.append(f"<div><h3>{name}</h3>{page.table(None, rows, 'plain')}</div>")
     return [f"<div class=columns>{''.join(blocks)}</div>"]
 
 
@@ -382,31 +366,7 @@ def _file(image: Any, scale: float) -> tuple[str, str, int]:
     return kind, base64.b64encode(content).decode(), width
 
 
-def _shown(picture: Picture, kind: str, content: str, width: int) -> str:
-    caption = f"<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
-    return (
-        f"<h3>{escape(picture.title)}</h3><figure>"
-        f'<img alt="{escape(picture.title)}" width="{width}" src="data:image/{kind};base64,{content}">'
-        f"{caption}</figure>"
-    )
-
-
-# HTML.
-
-
-class _Html(str):
-    """Text that is HTML already."""
-
-
-def _table(head: Sequence[str] | None, rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        texts = [cell if isinstance(cell, _Html) else escape(cell) for cell in cells]
-        return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in texts) + "</tr>"
-
-    top = f"<thead>{line(head, 'th')}</thead>" if head else ""
-    body = "".join(line(row, "td") for row in rows)
-    named = f' class="{kind}"' if kind else ""
-    return f"<div class=wide><table{named}>{top}<tbody>{body}</tbody></table></div>"
+# Words.
 
 
 def _percent(value: float | None) -> str:
@@ -421,119 +381,9 @@ def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
 def _sums(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     sums: dict[str, float] = {}
     for part in parts:
         for name, value in part.items():
             sums[name] = sums.get(name, 0.0) + value
     return sums
-
-
-def _slug(text: str) -> str:
-    words = "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
-    return "-".join(words)
-
-
-_STYLE = """:root {
-  color-scheme: light dark;
-  --page: #f6f7f9; --card: #ffffff; --ink: #1f2430; --faint: #667085; --line: #e4e7ec; --blue: #0072b2;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #14171c; --card: #1d2128; --ink: #e6e8ec; --faint: #98a1b0; --line: #313742; --blue: #56b4e9;
-  }
-  img { filter: brightness(0.93); }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif;
-}
-header, nav, main { max-width: 1040px; margin: 0 auto; padding: 0 20px; }
-header { padding-top: 36px; }
-h1 { margin: 0; font-size: 26px; line-height: 1.2; overflow-wrap: anywhere; }
-h2 { margin: 0 0 14px; font-size: 19px; }
-h3 { margin: 22px 0 8px; font-size: 15px; }
-h2 + h3 { margin-top: 0; }
-header p, .note, figcaption { color: var(--faint); margin: 6px 0 0; font-size: 13.5px; }
-dl {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px; margin: 20px 0 0;
-}
-dl div, section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-dl div { padding: 10px 16px 12px; }
-dt { color: var(--faint); font-size: 13px; }
-dd { margin: 0; font-size: 25px; font-weight: 600; line-height: 1.25; }
-dd small { display: block; min-height: 1.25em; font-size: 13px; font-weight: 400; color: var(--faint); }
-nav { padding-top: 16px; padding-bottom: 4px; }
-nav a { margin-right: 16px; color: var(--blue); text-decoration: none; white-space: nowrap; }
-nav a:hover { text-decoration: underline; }
-section { padding: 20px 22px 22px; margin: 14px 0; }
-main { padding-bottom: 40px; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 16px 5px 0; border-bottom: 1px solid var(--line); }
-th, td { text-align: right; white-space: nowrap; }
-th { color: var(--faint); font-weight: 500; font-size: 13.5px; }
-tbody tr:last-child td { border-bottom: 0; }
-th:first-child, td:first-child, .plain td { text-align: left; }
-th:last-child, td:last-child { padding-right: 0; }
-.plain td { overflow-wrap: anywhere; white-space: normal; vertical-align: top; font-size: 14px; }
-.plain td { padding: 3px 16px 3px 0; }
-.plain td:first-child { color: var(--faint); white-space: nowrap; }
-.columns { columns: 2 360px; column-gap: 40px; }
-.columns > div { break-inside: avoid; padding-bottom: 18px; }
-.columns h3 { margin-top: 0; }
-.bar {
-  display: inline-block; width: 160px; height: 9px; margin-right: 10px; border-radius: 5px;
-  background: var(--line);
-}
-.bar i { display: block; height: 100%; border-radius: 5px; background: var(--blue); }
-figure { margin: 0; }
-img { display: block; max-width: 100%; height: auto; padding: 8px; border-radius: 8px; background: white; }
-@media (max-width: 600px) { .bar { width: 60px; } section { padding: 16px 14px; } }
-@media print {
-  :root {
-    color-scheme: light;
-    --page: #ffffff; --card: #ffffff; --ink: #000000; --faint: #444444; --line: #cccccc; --blue: #0072b2;
-  }
-  body { font-size: 12px; }
-  nav { display: none; }
-  section, dl div { border: 0; padding-left: 0; padding-right: 0; }
-  h2, h3 { break-after: avoid; }
-  figure, table, .columns > div { break-inside: avoid; }
-  img { padding: 0; filter: none; max-height: 90vh; width: auto; }
-  .bar, .bar i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-}
-"""
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<header>
-<h1>{title}</h1>
-<p>{date}</p>
-<dl>{tiles}</dl>
-</header>
-<nav>{links}</nav>
-<main>
-{sections}</main>
-</body>
-</html>
-"""

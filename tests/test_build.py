@@ -340,6 +340,60 @@ ptxas info    : Used 255 registers, 372 bytes cmem[0]
     assert bad == ("file", "k2", "90a", 255, 0, 16, 12)
     assert (good.is_bad, bad.is_bad) == (False, True)
 
+    ptx = """
+.visible .entry k1(
+	.param .u64 k1_param_0
+)
+.maxntid 256, 1, 1
+.minnctapersm 4
+{
+	mov.u32 	%r1, _ZN6pyreid21pyreid_dynamic_sharedE;
+}
+.visible .entry k2()
+{
+}
+"""
+    found = resources.launches(ptx)
+    assert found == {"k1": (256, True), "k2": (0, False)}
+    head, first, second, told = resources.table([good, bad], found).split("\n")
+    assert head.split() == ["threads", "shared", "sm_80", "sm_90a"]
+    assert first.split() == ["256", "4096+", "32", "100%", "file:", "k1"]
+    assert second.split() == ["?", "0", "255!", "file:", "k2"]
+    assert told.split()[:3] == ["!", "sm_90a:", "16"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "registers", "shared", "threads", "blocks", "share", "limits"),
+    [
+        ("75", 32, 0, 256, 4, 1.0, {"warps"}),
+        ("75", 64, 0, 256, 4, 1.0, {"warps", "registers"}),
+        ("75", 32, 33_000, 256, 1, 0.25, {"shared"}),
+        ("80", 32, 0, 256, 8, 1.0, {"warps", "registers"}),
+        ("80", 33, 0, 256, 6, 0.75, {"registers"}),  # given to a warp in units of 256: 40 a thread
+        ("80", 40, 0, 128, 12, 0.75, {"registers"}),
+        ("80", 16, 0, 32, 32, 0.5, {"blocks"}),
+        ("80", 32, 48 * 1024, 256, 3, 0.375, {"shared"}),  # and one KiB each for the system
+        ("86", 40, 0, 256, 6, 1.0, {"warps", "registers"}),
+        ("86", 32, 0, 32, 16, 1 / 3, {"blocks"}),
+        ("89", 32, 0, 32, 24, 0.5, {"blocks"}),
+        ("90", 32, 48 * 1024, 256, 4, 0.5, {"shared"}),
+        ("90a", 168, 0, 384, 1, 0.1875, {"registers"}),
+        ("100", 255, 0, 128, 2, 0.125, {"registers"}),
+        ("120", 32, 48 * 1024, 256, 2, 1 / 3, {"shared"}),
+        ("120", 65, 0, 512, 1, 1 / 3, {"registers"}),
+        ("80", 128, 0, 1024, 0, 0.0, {"registers"}),
+    ],
+)
+def test_occupancy(native, architecture, registers, shared, threads, blocks, share, limits):
+    found = importlib.import_module("occupancy").occupancy(architecture, registers, shared, threads)
+    assert (found.blocks, found.share) == (blocks, pytest.approx(share))
+    assert found.warps == blocks * threads // 32
+    assert set(found.limits) == limits
+
+
+def test_occupancy_is_known_of_every_architecture(native, toolkit):
+    assert set(KNOWN_13) == set(importlib.import_module("occupancy").MULTIPROCESSORS)
+
 
 # --- info -----------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ FLOORS = [
         "quality",
     ),
     *("models", "meshes", "people", "data", "losses", "sharded", "memory", "files", "options"),
-    *("progress", "ops", "distributed", "_native", "_build"),
+    *("page", "progress", "ops", "distributed", "_native", "_build"),
 ]
 BESIDE = {"info": {"_native", "_build", "_driver"}, "_driver": set(), "reference": set()}
 

@@ -304,6 +304,21 @@ def test_positives_may_be_kept_from_being_oneself():
     assert (len(with_self), len(without)) == (2, 1)  # (own, other) or (other, own); or other alone
 
 
+def test_two_processes_draw_what_one_does(monkeypatch):
+    bank, labels = F.normalize(randn(40, 8, seed=1)), torch.arange(40) % 5
+    a, b, rows = randn(4, 8, seed=2), randn(4, 8, seed=3), torch.tensor([1, 7, 30, 12])
+    one = gcl.memory_contrast(a, b, bank, labels, rows, negatives=9, seed=4)
+    halves = []
+    monkeypatch.setattr(gcl.distributed, "gather_rows", lambda part, equal: rows)
+    for own in (range(2), range(2, 4)):
+        monkeypatch.setattr(gcl.distributed, "share", lambda count, own=own: own)
+        part = slice(own.start, own.stop)
+        halves.append(
+            gcl.memory_contrast(a[part], b[part], bank, labels, rows[part], negatives=9, seed=4)
+        )
+    torch.testing.assert_close(sum(halves) / 2, one)
+
+
 def test_labels_are_of_the_bank():
     method = GCL(part_encoder(), SMALL)
     _, _, _, ids, cameras = world()

@@ -223,13 +223,19 @@ def memory_contrast(
     """
     targets = labels[rows]
     drawn = min(negatives, len(labels))
-    positives, others = ops.sample_rows(
-        labels,
-        targets,
-        positives=2,
-        negatives=drawn,
-        seed=seed,
-        exclude_self=None if pos_may_be_self else rows,
+    # Data-parallel processes draw for the whole batch, and take what is theirs: what one process would.
+    everyone = distributed.gather_rows(rows, equal=True)
+    share = distributed.share(len(everyone))
+    positives, others = (
+        found[share.start : share.stop]
+        for found in ops.sample_rows(
+            labels,
+            labels[everyone],
+            positives=2,
+            negatives=drawn,
+            seed=seed,
+            exclude_self=None if pos_may_be_self else everyone,
+        )
     )
     # Where there are fewer, they come again from the first; each is to count once.
     there = len(labels) - (targets[:, None] == labels).sum(dim=1, keepdim=True)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-o", "--output", metavar="DIR", default="runs/demo", help="default: %(default)s"
     )
     demo.add_argument(
-        "--method", choices=["ice", "scl"], default="ice", help="default: %(default)s"
+        "--method", choices=["ice", "scl", "gcl"], default="ice", help="default: %(default)s"
     )
     demo.set_defaults(run=_demo)
 

@@ -6,6 +6,8 @@ bank with `MemoryBank.update` after the optimiser's step.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.nn.functional import normalize, softplus
 
@@ -229,23 +231,64 @@ class ViewInvariantContrast(torch.nn.Module):
         negatives: torch.Tensor,
     ) -> torch.Tensor:
         """The loss for unit (B, D) views, (B, 2) positive and (B, K) negative bank rows."""
-        scale = 1 / self.temperature
-
-        def logit(queries: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-            return scale * (queries * self.bank.features[where]).sum(dim=1)
-
-        # The first negative as the positive of one softmax over all of them: loss + logit = log-sum-exp.
-        first = negatives[:, :1].contiguous()
-        spread = ops.set_contrast(
-            generated, self.bank.features, first, negatives[:, 1:].contiguous(), scale=scale
+        return view_invariant_loss(
+            real,
+            generated,
+            self.bank.features,
+            rows,
+            positives,
+            negatives,
+            temperature=self.temperature,
         )
-        denominator = spread + logit(generated, first[:, 0])
-        terms = (
-            logit(generated, rows),
-            logit(generated, positives[:, 0]),
-            logit(real, positives[:, 1]),
+
+
+def view_invariant_loss(
+    real: torch.Tensor,
+    generated: torch.Tensor,
+    bank: torch.Tensor,
+    rows: torch.Tensor,
+    positives: torch.Tensor,
+    negatives: torch.Tensor,
+    *,
+    temperature: float = 0.04,
+    neg_query_term3: str = "generated",
+) -> torch.Tensor:
+    """GCL's three terms, each a positive among negatives that all share: see `ViewInvariantContrast`.
+
+    Args:
+        real, generated: (B, D) unit views.
+        bank: (N, D). rows: (B,) the images' own. positives: (B, 2). negatives: (B, K), -1 pads at the end; an
+            image that has none is content as it is.
+        neg_query_term3: whose similarity to the negatives the third term, of the real view, has: that of the
+            "generated" view, as released, or of the "real" one.
+    """
+    if neg_query_term3 not in ("generated", "real"):
+        raise ValueError(
+            "view_invariant_loss: neg_query_term3 must be generated or real, "
+            f"got {neg_query_term3!r}"
         )
-        return sum(softplus(denominator - term).mean() for term in terms)  # type: ignore[return-value]
+    scale = 1 / temperature
+    queries = generated[None] if neg_query_term3 == "generated" else torch.stack([generated, real])
+
+    def logit(views: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        return scale * (views * bank[where]).sum(dim=-1)
+
+    # The first negative as the positive of one softmax over all of them: loss + logit = log-sum-exp.
+    first = negatives[:, :1].contiguous()
+    spread = ops.set_contrast(queries, bank, first, negatives[:, 1:].contiguous(), scale=scale)
+    denominators = spread + logit(queries, first[:, 0].clamp(min=0))
+    denominators = denominators.masked_fill(first[:, 0] < 0, -math.inf)
+    own, member, other = (
+        logit(generated, rows),
+        logit(generated, positives[:, 0]),
+        logit(real, positives[:, 1]),
+    )
+    terms = (
+        softplus(denominators[0] - own),
+        softplus(denominators[0] - member),
+        softplus(denominators[-1] - other),
+    )
+    return torch.stack(terms).sum(dim=0).mean()
 
 
 def rows_of_each(labels: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,7 @@ MARKERS = "os^DvPX*"
 _INK, _FAINT, _GRID, _REST = "#222222", "#6b7280", "#e5e7eb", "#c4c8ce"
 
 _FRAME, _GAP, _MARGIN, _TEXT = 4, 10, 16, 12  # pixels of a sheet
+_SMOOTH = Image.Resampling.BICUBIC
 
 
 class NothingToShow(ValueError):
@@ -209,6 +210,59 @@ def cluster_montage(
             (_MARGIN, sheet.height - _MARGIN - _TEXT),
             [("", LINES[0], "main id of the cluster"), ("cross", WRONG, "another id")],
         )
+    return sheet
+
+
+def view_grid(
+    inputs: Sequence[Image.Image],
+    views: np.ndarray,
+    cycles: np.ndarray,
+    *,
+    truth: np.ndarray | None = None,
+    angles: Sequence[int] = tuple(range(0, 360, 45)),
+    height: int = 128,
+) -> Image.Image:
+    """What a generator makes of photos: a row for each, of the photo, its reconstruction, the same person
+    turned by each angle, and the photo again by way of a turned view.
+
+    Args:
+        inputs: B photos.
+        views: (B, T, H, W, 3) uint8, the person as generated at each of the `angles` (T,). The first is 0
+            degrees: the reconstruction.
+        cycles: (B, H, W, 3) uint8.
+        truth: (B, T, H, W, 3) uint8: below each row, what should be seen at these angles, where it is known.
+        height: of a picture, in pixels; it is half as wide.
+    """
+    count, poses = views.shape[:2]
+    if len(inputs) != count or len(cycles) != count or len(angles) != poses:
+        raise ValueError(
+            f"view_grid: inputs, cycles and angles must be as many as views has, {count}, {count} and "
+            f"{poses}, got {len(inputs)}, {len(cycles)} and {len(angles)}"
+        )
+    if truth is not None and truth.shape[:2] != (count, poses):
+        raise ValueError(f"view_grid: truth must be of {(count, poses)}, got {truth.shape[:2]}")
+    wide, high = height // 2 + _GAP // 2, height + _GAP // 2
+    first = _MARGIN + _TEXT + 8
+    lines = count if truth is None else 2 * count
+    sheet = _sheet(2 * _MARGIN + (poses + 3) * wide + 3 * _GAP, first + lines * high + _MARGIN)
+    draw = ImageDraw.Draw(sheet)
+    columns = [("photo", _MARGIN), ("again", _MARGIN + wide + _GAP)]
+    start = columns[-1][1] + wide + _GAP
+    columns += [(f"{angle}°", start + place * wide) for place, angle in enumerate(angles)]
+    columns.append(("cycle", start + poses * wide + _GAP))
+    for words, x in columns:
+        _write(draw, (x + height // 4, _MARGIN + _TEXT), words, _FAINT, "ms")
+    for row in range(count):
+        y = first + row * high * (1 if truth is None else 2)
+        drawn = [inputs[row], *(Image.fromarray(a) for a in (views[row, 0], *views[row]))]
+        for image, (_, x) in zip([*drawn, Image.fromarray(cycles[row])], columns, strict=True):
+            sheet.paste(image.convert("RGB").resize((height // 2, height), _SMOOTH), (x, y))
+        if truth is not None:
+            below = (start - _GAP, y + high + height // 2)
+            _write(draw, below, "as it would be", _FAINT, "rm")
+            for place in range(poses):
+                image = Image.fromarray(truth[row, place]).resize((height // 2, height), _SMOOTH)
+                sheet.paste(image, (start + place * wide, y + high))
     return sheet
 
 
@@ -505,7 +559,7 @@ def _place(
     ImageDraw.Draw(sheet).rectangle(
         (x, y, x + width + 2 * _FRAME - 1, y + height + 2 * _FRAME - 1), fill=colour
     )
-    crop = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    crop = image.convert("RGB").resize((width, height), _SMOOTH)
     sheet.paste(crop, (x + _FRAME, y + _FRAME))
     if mark:
         badge = _badge(mark, colour, 18)

@@ -22,7 +22,10 @@ from pyreid._build import VERSION
 from pyreid.data import ReidData
 from pyreid.evaluation import Evaluation, as_dict, lines_of
 
-SECTIONS = ("Results", "Training", "Retrieval", "Clusters", "Features", "Cost", "What was run")
+SECTIONS = (
+    *("Results", "Training", "Retrieval", "Generated views", "Clusters", "Features", "Cost"),
+    "What was run",
+)
 
 _QUERIES: tuple[tuple[pictures.Queries, str], ...] = (
     ("random", "Some queries"),

@@ -32,6 +32,8 @@ from pyreid.data import (
     Batch,
     Frames,
     Images,
+    MeshedImages,
+    Photo,
     ReidData,
     Tracklets,
     as_images,
@@ -148,6 +150,7 @@ class Method(Protocol):
             gradient.
         phases(batch) -> iterator of Phase, in place of `loss`: networks against each other. Before it is
             asked for the next, the step of the one before has been taken.
+        beside: {name: module}, whose weights are kept beside the encoder's, in NAME.pt.
     """
 
     views: tuple[str, ...]  # names of the transforms that make the views of a batch
@@ -331,6 +334,8 @@ class _Run:
         }
 
     def extract(self, images: Images) -> torch.Tensor:
+        if isinstance(images, MeshedImages):
+            images = images.photos
         return extract(
             self.method.inference, images, progress="features", **self.training.extraction
         )
@@ -398,7 +403,7 @@ class _Run:
     def phases(self, batch: Batch) -> Iterator[Phase]:
         """The phases of a step; of a method that has none, all at once."""
         if hasattr(self.method, "phases"):
-            yield from self.method.phases(batch)
+            yield from itertools.starmap(Phase, self.method.phases(batch))
         else:
             yield Phase(self.method.loss(batch), tuple(self.optimizers))
 
@@ -438,6 +443,14 @@ class _Run:
         views: list[Any] = [
             transforms.make(name, training.height, training.width) for name in method.views
         ]
+        if isinstance(self.images, MeshedImages):
+            views = [
+                view if isinstance(view, transforms.MeshView) else Photo(view) for view in views
+            ]
+        elif any(isinstance(view, transforms.MeshView) for view in views):
+            raise ValueError(
+                "fit: data must be MeshedImages, for a method that has views of bodies"
+            )
         if isinstance(self.images, Tracklets):
             views = [Frames(view, training.frames) for view in views]
         for batch in batches(
@@ -562,6 +575,8 @@ class _Run:
             names.append(f"checkpoint-{self.epoch:04}.pt")
         if finished:
             save_weights(self.method.inference, self.output / "last.pt")
+            for name, module in getattr(self.method, "beside", {}).items():
+                save_weights(module, self.output / f"{name}.pt")
             self.write_metrics()
             self.write_labels()
             if self.training.tensorboard:

@@ -177,7 +177,7 @@ def test_views_by_name():
     assert make("mirrored", 256, 128) == View(256, 128, flip=0.5)
     assert make("weak", 256, 128) == make("plain", 256, 128) == View(256, 128)
     assert raised(ValueError, lambda: make("stronger", 256, 128)) == (
-        "make: name must be one of strong, standard, mirrored, weak, plain, mesh, turned mesh, "
+        "make: name must be one of strong, standard, erased, mirrored, weak, plain, mesh, turned mesh, "
         "turned mesh to 270, got 'stronger'"
     )
     assert raised(ValueError, lambda: make("weak", 0, 128)) == (

@@ -20,7 +20,19 @@ OPS = sorted(path.stem for path in (ROOT / "pyreid/ops").glob("[!_]*.py"))
 
 # What a module may import of pyreid: only what stands further right.
 FLOORS = [
-    *("cli", "demo", "commands", "compat", "train", "methods", "report", "pictures", "evaluation"),
+    *(
+        "cli",
+        "demo",
+        "commands",
+        "compat",
+        "stages",
+        "train",
+        "methods",
+        "report",
+        "pictures",
+        "evaluation",
+        "quality",
+    ),
     *("models", "meshes", "people", "data", "losses", "sharded", "memory", "files", "options"),
     *("page", "progress", "ops", "distributed", "_native", "_build"),
 ]

@@ -318,6 +318,8 @@ def run(folder, **options):
         {"train": features, "query": query_features, "gallery": gallery_features},
         labels,
     )
+    sheet = pictures.view_grid([train[0][0]], pixels[None, :8], pixels[:1])
+    drawn.append(report.Picture("Generated views", "Turned", sheet))
     return report.write_report(
         folder,
         title='ice on <made-up> & "people"',
@@ -329,6 +331,34 @@ def run(folder, **options):
         settings={"method": {"eps": 0.5, "path": "<script>alert(1)</script>", "flip": True}},
         **options,
     )
+
+
+def test_view_grid_has_each_picture_where_its_column_says():
+    rng = np.random.default_rng(0)
+    flat = rng.integers(0, 256, (2 * 2 * 8 + 4, 1, 1, 3), np.uint8)
+    flat = np.broadcast_to(flat, (len(flat), 32, 16, 3))
+    views, truth = flat[:16].reshape(2, 8, 32, 16, 3), flat[16:32].reshape(2, 8, 32, 16, 3)
+    inputs, cycles = [Image.fromarray(one) for one in flat[32:34]], flat[34:]
+    sheet = np.asarray(pictures.view_grid(inputs, views, cycles, truth=truth, height=64))
+
+    def runs(line):
+        """Colours of what is wider than a letter, left to right, white left out."""
+        edges = np.flatnonzero((line[1:] != line[:-1]).any(1)) + 1
+        pieces = [piece for piece in np.split(line, edges) if len(piece) >= 16]
+        return [tuple(piece[0]) for piece in pieces if tuple(piece[0]) != (255, 255, 255)]
+
+    first, high = 16 + 12 + 8, 64 + 5
+    for row in range(2):
+        shown = [flat[32 + row], views[row, 0], *views[row], cycles[row]]
+        at = first + 2 * row * high + 20
+        assert runs(sheet[at]) == [tuple(image[0, 0]) for image in shown]
+        assert runs(sheet[at + high]) == [tuple(image[0, 0]) for image in truth[row]]
+    without = pictures.view_grid(inputs, views, cycles, height=64)
+    assert without.height < len(sheet)
+    with pytest.raises(ValueError, match="inputs, cycles and angles must be as many"):
+        pictures.view_grid(inputs[:1], views, cycles)
+    with pytest.raises(ValueError, match=r"truth must be of \(2, 8\)"):
+        pictures.view_grid(inputs, views, cycles, truth=truth[:1])
 
 
 def test_report(tmp_path):
@@ -350,7 +380,7 @@ def test_report(tmp_path):
     assert cost[cost.index("training") :][:5] == ["training", "18.0", "6.0", "75", "%"]
     assert "24" in page.sections["what-was-run"].split()
     titles = [image["alt"] for image in page.images]
-    assert len(titles) == len(set(titles)) == 10
+    assert len(titles) == len(set(titles)) == 11
     for image in page.images:
         head, content = image["src"].split(",")
         with Image.open(io.BytesIO(base64.b64decode(content))) as picture:

@@ -8,15 +8,37 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from pyreid import distributed, evaluation, files, models, options, people, report, train
-from pyreid.data import ReidData, open_csv, open_data, open_folder
-from pyreid.methods import METHODS, SCL
+from pyreid import (
+    distributed,
+    evaluation,
+    files,
+    meshes,
+    models,
+    options,
+    people,
+    pictures,
+    report,
+    stages,
+    train,
+)
+from pyreid.data import (
+    ANGLES,
+    MeshedImages,
+    ReidData,
+    open_csv,
+    open_data,
+    open_folder,
+    open_meshes,
+    transforms,
+)
+from pyreid.methods import GCL, METHODS, SCL
 from pyreid.options import option
 
 _INTERRUPTED = 130  # as shells have it
@@ -33,6 +55,7 @@ class Network:
     embedding: int = option(0, "features of a linear layer behind the pooling; 0: no such layer")
     stripes: int = option(0, "stripes with heads of their own beside the global one, for SCL")
     stripe_embedding: int = option(256, "features of the head of a stripe")
+    parts: int = option(0, "bands of an appearance code beside the features, for GCL")
     norm_group: int | None = option(None, "images whose statistics a batch norm shares; none: all")
     weights: str = option("imagenet", "a file to begin with; imagenet (is downloaded), or random")
 
@@ -43,6 +66,7 @@ class Network:
             embedding=self.embedding,
             stripes=self.stripes,
             stripe_embedding=self.stripe_embedding,
+            parts=self.parts,
             norm_group=self.norm_group,
             weights=None if self.weights == "random" else self.weights,
         )
@@ -97,7 +121,9 @@ def _train(argv: list[str]) -> int:
     parser.add_argument("--test-data", metavar="DIR", help="evaluate on another data set")
     options.add_arguments(parser, Network, "network")
     options.add_arguments(parser, train.Training, "training")
-    options.add_arguments(parser, method.Config, f"{name}")
+    options.add_arguments(parser, method.Config, f"{name}", skip=("stage",))
+    if name == "gcl":
+        _add_stages(parser, settings)
     arguments = parser.parse_args(argv)
 
     where = str(known.config)
@@ -121,6 +147,8 @@ def _train(argv: list[str]) -> int:
         other = open_data(arguments.test_data)
         data = dataclasses.replace(data, query=other.query, gallery=other.gallery)
     output = Path(arguments.output or Path("runs") / f"{name}-{data.name}")
+    if name == "gcl":
+        return _train_stages(arguments, settings, config, network, source, data, output)
     if distributed.rank() == 0:
         print(data.summary(), flush=True)
     torch.manual_seed(trained.seed)
@@ -160,6 +188,185 @@ def _train(argv: list[str]) -> int:
                 f"--output {output} --resume"
             )
     return _INTERRUPTED if result.stopped else 0
+
+
+def _add_stages(parser: argparse.ArgumentParser, settings: dict[str, Any]) -> None:
+    group = parser.add_argument_group(
+        "stages", "Options of training hold for each stage that is run; the defaults are its own."
+    )
+    group.add_argument(
+        "--stage",
+        dest="stages",  # not the option of a GCL by itself
+        choices=["all", *map(str, stages.STAGES)],
+        default=settings.get("stage", "all"),
+        help="1: the encoder, by --warmup; 2: the generator; 3: both (default: %(default)s)",
+    )
+    group.add_argument(
+        "--warmup",
+        choices=[name for name in METHODS if name != "gcl"],
+        default=settings.get("warmup", "jvtc"),
+        help="the method of stage 1 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--meshes",
+        metavar="PATH",
+        default=settings.get("meshes"),
+        help="body pictures of the training images: as released, or as `pyreid mesh` makes them; those of "
+        "--people are known",
+    )
+    for name in stages.BESIDE:
+        group.add_argument(f"--{name}", metavar="FILE", help="weights to begin with")
+
+
+def _train_stages(
+    arguments: argparse.Namespace,
+    settings: dict[str, Any],
+    config: Any,
+    network: Network,
+    source: dict[str, Any],
+    data: ReidData,
+    output: Path,
+) -> int:
+    """GCL: stages in folders of their own, and one page."""
+    preset = arguments.preset or settings.get("preset")
+    warmup = METHODS[arguments.warmup]
+    first = warmup.Config.preset(preset) if preset in warmup.Config.presets else warmup.Config()
+    wanted = stages.STAGES if arguments.stages == "all" else (int(arguments.stages),)
+    trainings = {}
+    for stage in wanted:
+        trained = train.Training(**stages.recipe(stage, first, preset))
+        trained = options.replace(trained, settings.get("training", {}), str(arguments.config))
+        trainings[stage] = options.from_arguments(trained, arguments)
+    last = trainings[wanted[-1]]
+    before = output / f"stage{wanted[0] - 1}" / "last.pt"
+    if wanted[0] > 1 and before.exists():
+        if vars(arguments).get("weights", "random") not in ("imagenet", "random"):
+            raise ValueError(
+                f"--weights: {before} is what the stage would begin with; name another --output"
+            )
+        network = dataclasses.replace(network, weights="random")
+    torch.manual_seed(last.seed)
+    encoder = network.build()
+    beside = {}
+    for name, given in ((name, getattr(arguments, name)) for name in stages.BESIDE):
+        if given is not None:
+            beside[name] = getattr(GCL(encoder, config), name)
+            print(models.load_weights(beside[name], given))
+    if wanted != (1,):
+        data = dataclasses.replace(data, train=_bodied(arguments, source, data, last))
+    described = {
+        "method_name": "gcl",
+        "stage": arguments.stages,
+        "warmup": arguments.warmup,
+        "preset": preset,
+        "meshes": arguments.meshes and os.path.abspath(arguments.meshes),
+        "network": options.to_dict(network),
+        "data": source,
+    }
+    if distributed.rank() == 0:
+        print(data.summary(), flush=True)
+        output.mkdir(parents=True, exist_ok=True)
+        given = [settings.get("training", {}), _given(train.Training, arguments)]
+        whole = described | {
+            "method": options.to_dict(config),
+            "training": {**given[0], **given[1]},
+        }
+        with files.replacing(output / "config.json") as file:
+            file.write((json.dumps(whole, indent=2) + "\n").encode())
+    found = stages.train_stages(
+        encoder,
+        data,
+        config,
+        stages=wanted,
+        warmup=first,
+        trainings=trainings,
+        output=output,
+        resume=arguments.resume,
+        settings=described,
+        **beside,
+    )
+    stage, (method, result) = list(found.items())[-1]
+    results: dict[str, Any] = {f"before stage {wanted[0]}": found[wanted[0]].result.before}
+    results |= {f"stage {number}": each.result.evaluation for number, each in found.items()}
+    results = {name: each for name, each in results.items() if each}
+    drawn = []
+    if isinstance(data.train, MeshedImages) and distributed.rank() == 0 and stage > 1:
+        drawn.append(_view_sheet(method, data.train, last))
+    page = _report(
+        output,
+        f"gcl on {data.name}",
+        result.encoder,
+        data.stills(),
+        last,
+        results=results,
+        labels=result.labels,
+        history=result.history,
+        more=drawn,
+        settings={
+            "method": options.to_dict(config),
+            **{
+                f"training, stage {number}": options.to_dict(each)
+                for number, each in trainings.items()
+            },
+            "network": options.to_dict(network),
+        },
+    )
+    if distributed.rank() == 0:
+        if results:
+            print(evaluation.summary(results))
+        folder = output / f"stage{stage}"
+        print(f"weights: {folder / 'last.pt'}\nreport:  {page}")
+        if result.stopped:
+            print(
+                f"interrupted; to go on: pyreid train --config {output / 'config.json'} "
+                f"--output {output} --resume"
+            )
+    return _INTERRUPTED if result.stopped else 0
+
+
+def _given(cls: type, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of a dataclass that were given on the command line."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {name: value for name, value in vars(arguments).items() if name in names}
+
+
+def _bodied(
+    arguments: argparse.Namespace, source: dict[str, Any], data: ReidData, training: train.Training
+) -> MeshedImages:
+    """The training images with their body pictures."""
+    if arguments.meshes:
+        bodies = open_meshes(arguments.meshes, data.train)
+    elif "people" in source and not source.get("tracklets"):
+        bodies = meshes.people_meshes(
+            people.People(ids=source["people"], height=training.height, width=training.width)
+        )
+    else:
+        raise ValueError(
+            "--meshes: stages 2 and 3 take pictures of bodies, one for each training image and angle: "
+            "`pyreid mesh` makes them"
+        )
+    return MeshedImages(data.train, bodies)
+
+
+def _view_sheet(method: GCL, images: MeshedImages, training: train.Training) -> report.Picture:
+    """Some of the training images, turned."""
+    rows = np.linspace(0, len(images) - 1, min(8, len(images))).astype(int)
+    size = training.height, training.width
+    chosen: list[Any] = [images[row][0] for row in rows]
+    view: Any = transforms.make("plain", *size)
+    poses = [transforms.MeshView(*size, (turn,)) for turn in range(len(ANGLES))]
+    device = next(method.parameters()).device
+    generated, cycled = method.render(
+        torch.stack([view(image.photo) for image in chosen]).to(device),
+        torch.stack([torch.stack([pose(image) for pose in poses]) for image in chosen]).to(device),
+    )
+    sheet = pictures.view_grid(
+        [image.photo for image in chosen],
+        transforms.pixels(generated),
+        transforms.pixels(cycled),
+        angles=ANGLES,
+    )
+    return report.Picture("Generated views", "Training images, turned", sheet)
 
 
 def _join_processes(device: str) -> None:
@@ -261,6 +468,7 @@ def _report(
     rerank: bool = False,
     method: Literal["pca", "tsne"] = "pca",
     separately: bool = False,
+    more: Sequence[report.Picture] = (),
     **known: Any,
 ) -> Path:
     """The page of a network: all processes take part in its features, the first writes."""
@@ -281,6 +489,7 @@ def _report(
             print(found.summary())
             results = {"": found}
         drawn = report.draw(data, features, labels, same_camera=data.one_camera, method=method)
+        drawn += more
         if separately:
             report.save(folder, drawn)
         report.write_report(folder, title=title, results=results, data=data, drawn=drawn, **known)

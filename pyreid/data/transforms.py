@@ -133,6 +133,13 @@ def make(name: str, height: int, width: int) -> View | MeshView:
     return View(height, width, **_VIEWS[name])
 
 
+def pixels(images: torch.Tensor) -> np.ndarray:
+    """(..., H, W, 3) uint8 of normalised (..., 3, H, W) images: what `View` has made is undone."""
+    coloured = images.detach().float().cpu().numpy() * _STD + _MEAN
+    rounded = (255 * coloured).round().clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(np.moveaxis(rounded, -3, -1))
+
+
 def _erase(view: np.ndarray, most: float) -> None:
     """Fills a rectangle of 2 % to `most` of the view, its height 0.3 to 3.33 times its width, with ImageNet's
     mean: the numbers themselves, in a view that is already normalised, as in the released code."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pyreid.methods.cluster_contrast import ClusterContrast
+from pyreid.methods.gcl import GCL
 from pyreid.methods.ice import ICE
 from pyreid.methods.jvtc import JVTC
 from pyreid.methods.scl import SCL
@@ -12,6 +13,7 @@ METHODS: dict[str, Any] = {
     "cluster-contrast": ClusterContrast,
     "scl": SCL,
     "jvtc": JVTC,
+    "gcl": GCL,
 }
 
-__all__ = ["ICE", "JVTC", "METHODS", "SCL", "ClusterContrast"]
+__all__ = ["GCL", "ICE", "JVTC", "METHODS", "SCL", "ClusterContrast"]

@@ -67,20 +67,21 @@ def test_cost(tmp_path, capsys):
 
 def test_cost_finds_what_takes_long(tmp_path, monkeypatch):
     mine = ops.mine_negatives
+    long = 0.5  # seconds: more than a busy machine makes of a part that is short
 
     def slow(*arguments, **options):
-        time.sleep(0.05)
+        time.sleep(long)
         return mine(*arguments, **options)
 
     monkeypatch.setattr(ops, "mine_negatives", slow)
     cost.main([*TINY, "--json", str(tmp_path / "cost.json")])
     (result,) = json.loads((tmp_path / "cost.json").read_text())["results"]
     parts = result["parts"]
-    assert parts["losses, forward: ops"] > 0.05
-    assert cost.ops_seconds(result) > 0.05
+    assert parts["losses, forward: ops"] > long
+    assert cost.ops_seconds(result) > long
     for part in ("losses, forward: rest", "losses, backward: ops", "losses, backward: rest"):
-        assert parts[part] < 0.05
-    assert result["step_unmarked"] > 0.05
+        assert parts[part] < long
+    assert result["step_unmarked"] > long
 
 
 def test_cost_of_cluster_contrast_has_no_teacher(tmp_path, capsys):

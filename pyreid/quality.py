@@ -60,7 +60,7 @@ def fid(
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError:
-        raise ImportError("fid: takes torchmetrics: pip install 'pyreid[quality]'") from None
+        raise ImportError("fid: takes torchmetrics: pip install torchmetrics") from None
     metric: Any = FrechetInceptionDistance(feature=network)
     for batches, are_real in ((real, True), (generated, False)):
         for batch in _bytes(batches):

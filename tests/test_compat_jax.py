@@ -1,5 +1,5 @@
-"""`pyreid.compat.jax`, by the tests in jax_cases.py: in a process of their own, because JAX starts threads, after
-which no test may fork."""
+"""`pyreid.compat.jax`, by the tests in jax_cases.py: in a process of their own, because JAX starts threads,
+after which no test may fork."""
 
 import subprocess
 import sys

@@ -1,7 +1,7 @@
-"""The README's tables of figures, from a results file: `python -m pyreid.benchmarks.readme RESULTS.json`.
+"""Tables of figures, from a results file: `python -m pyreid.benchmarks.readme RESULTS.json`.
 
-In a checkout: `python -m benchmarks.readme`. `--write` puts them between the README's marks, `--pictures DIR`
-writes the page's pictures as PNG files.
+In a checkout: `python -m benchmarks.readme`. `--write` puts all of them into docs/figures.md, and the first
+two sizes of each op between the README's marks; `--pictures DIR` writes the page's pictures as PNG files.
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ from pyreid.page import slug
 from . import growth, page, peers, store, words
 
 README = Path(__file__).parents[1] / "README.md"
+DOCS = Path(__file__).parents[1] / "docs/figures.md"
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
 
 
-def text(content: dict[str, Any]) -> str:
+def text(content: dict[str, Any], *, most: int | None = None) -> str:
+    """The tables, of all ops; with `most`, of so many sizes of each, and no growth."""
     machine, results = content["machine"], content["results"]
     versions = machine.get("versions", {})
-    shown = [record for record in results if record["headline"]]
+    shown: list[dict[str, Any]] = []
+    for record in results:
+        if record["headline"] and sum(each["op"] == record["op"] for each in shown) != most:
+            shown.append(record)
     where = f"{page.machine_name(machine)}, torch {machine['torch']}, commit {machine['commit']}"
     lines = [f"`{content['command']}` on {where}, {content['date'].split()[0]}:", ""]
     for whole, title in ((True, "what of training"), (False, "op")):
@@ -35,7 +40,7 @@ def text(content: dict[str, Any]) -> str:
         "time that a copy, or a matrix product, of the same machine in the same run takes for the least work",
         "there is; what lies in a CPU's cache, or is multiplied in 16-bit integers, goes beyond.",
         "",
-        *growth_table(growth.lines(results)),
+        *(growth_table(growth.lines(results)) if most is None else ()),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -83,19 +88,19 @@ def growth_table(lines: Sequence[growth.Line]) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", metavar="RESULTS.json")
-    parser.add_argument("--write", action="store_true", help="between the marks in README.md")
+    parser.add_argument("--write", action="store_true", help="to docs/figures.md and README.md")
     parser.add_argument("--pictures", metavar="DIR", help="also write the page's pictures")
     arguments = parser.parse_args(argv)
     try:
         content = store.read(arguments.results)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    told = text(content)
     if arguments.write:
-        before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-        README.write_text(before + BEGIN + told + END + rest.split(END)[1], encoding="utf-8")
+        for path, told in ((DOCS, text(content)), (README, text(content, most=2))):
+            before, rest = path.read_text(encoding="utf-8").split(BEGIN)
+            path.write_text(before + BEGIN + told + END + rest.split(END)[1], encoding="utf-8")
     else:
-        print(told, end="")
+        print(text(content), end="")
     if arguments.pictures:
         folder = Path(arguments.pictures)
         folder.mkdir(parents=True, exist_ok=True)

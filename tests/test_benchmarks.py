@@ -651,11 +651,27 @@ def test_readme(tmp_path, monkeypatch, capsys):
         list(page.pictures(content(whole, *rows)))
     )
 
-    target = tmp_path / "README.md"
-    target.write_text(f"before\n{readme.BEGIN}old\n{readme.END}after\n")
-    monkeypatch.setattr(readme, "README", target)
+    third = [record(size) for size in (3000, 4000)]  # two of an op are enough for the README
+    for each in third:
+        each["growth"] = None
+    file.write_text(json.dumps(content(whole, *rows, *third)))
+    readme.main([str(file)])
+    shown = capsys.readouterr().out
+    for name in ("README", "DOCS"):
+        target = tmp_path / name
+        target.write_text(f"before\n{readme.BEGIN}old\n{readme.END}after\n")
+        monkeypatch.setattr(readme, name, target)
     readme.main([str(file), "--write"])
-    assert target.read_text() == f"before\n{readme.BEGIN}{shown}{readme.END}after\n"
+    written = (tmp_path / "DOCS").read_text()
+    assert written == f"before\n{readme.BEGIN}{shown}{readme.END}after\n"
+    assert all(f"N={size}" in written for size in (1000, 3000, 4000))
+    short = (tmp_path / "README").read_text()
+    assert short.startswith(f"before\n{readme.BEGIN}`pyreid bench`")
+    assert short.endswith(f"{readme.END}after\n")
+    assert "N=3000" in short
+    assert "N=4000" not in short
+    assert "Exponents" in written
+    assert "Exponents" not in short
 
 
 def test_libraries_are_told_by_contenders_names():

@@ -5,6 +5,7 @@
 #
 #   device.sh              all steps
 #   device.sh build bench  these alone: the page of the benchmarks
+#   device.sh build gcl    steps and memory of GCL's stages at the released sizes, which otherwise is left out
 #
 # Needs python3 with torch, torchvision, pillow, pybind11, ninja, setuptools, pytest, hypothesis, scikit-learn
 # (cupy, cuvs, cuml: used if there), and a CUDA toolkit. Needs no network. Results go to $OUT (default:
@@ -52,7 +53,8 @@ step info 10 python3 -m pyreid.info
 step tests 150 python3 -m pytest -q tests -k "cuda or cupy" -p no:cacheprovider
 # Each op against its reference: between them, these launch every kernel.
 subset='torch-cuda and (test_matches_reference or test_parts or test_equals_scikit_learn'
-subset+=' or test_overlap_matches_reference or test_distances_match_reference)'
+subset+=' or test_overlap_matches_reference or test_distances_match_reference'
+subset+=' or test_histogram_matches_reference or test_distance_matches_reference)'
 for tool in memcheck racecheck synccheck initcheck; do
   step "$tool" 40 compute-sanitizer --tool "$tool" --error-exitcode 9 \
     python3 -m pytest -q tests -x -k "$subset" -p no:cacheprovider
@@ -65,6 +67,11 @@ cp "$out/bench.log" "$out/bench.txt" 2>/dev/null
 step cost 150 python3 -m benchmarks.cost --device cuda --images 12936 --steps 200 --test-batch 256 \
   --workers "$(nproc)" --precision float32,bfloat16 --channels-last --json "$out/cost.json"
 [[ -f $out/cost.log ]] && sed -n "/^|/p" "$out/cost.log" >"$out/cost.txt"
+
+# Only if it is named: with the others there is no time for it.
+if [[ $wanted == *" gcl "* ]]; then
+  step gcl 300 python3 -m benchmarks.gcl_cost --device cuda --steps 300 --workers "$(nproc)" --channels-last
+fi
 
 echo "$failures step(s) failed; results in $out"
 exit $failures

@@ -245,6 +245,32 @@ def test_command(project):
     assert done.stderr.startswith("pyreid.compat: ice\n")
 
 
+def test_command_for_a_script_that_is_the_first_to_import_scikit_learn(tmp_path):
+    """As released scripts are. In a process of its own, for here it has been imported."""
+    script = tmp_path / "train.py"
+    script.write_text("from sklearn.cluster import DBSCAN\nprint(DBSCAN.__module__)\n")
+    run = [sys.executable, "-m", "pyreid.compat", "--quiet", "spcl", str(script)]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert done.stdout == "pyreid.compat._sparse\n"
+
+
+def test_parts_that_a_package_imports_when_asked_for(tmp_path):
+    """`package.part` by the package's own __getattr__, as scikit-learn and SciPy have it."""
+    package = "import importlib\n\ndef __getattr__(name):\n"
+    package += "    return importlib.import_module('ice.' + name)\n"
+    parts = "from .faiss_rerank import compute_jaccard_distance\n"
+    files = {"ice/__init__.py": package, "ice/utils/__init__.py": parts}
+    files["ice/utils/faiss_rerank.py"] = MODULES["ice/utils/faiss_rerank.py"]
+    trainers.write(tmp_path, files)
+    with trainers.importable(tmp_path, "ice"), compat.patch("ice", quiet=True) as patched:
+        __import__("ice")
+        assert "ice.utils" not in sys.modules
+        from ice.utils import compute_jaccard_distance
+
+        assert compute_jaccard_distance.__module__ == "pyreid.compat._jaccard"
+        assert "ice.utils.faiss_rerank.compute_jaccard_distance" in patched.replaced
+
+
 def test_command_that_replaces_nothing(tmp_path, capsys):
     (tmp_path / "train.py").write_text("print('trained')\n")
     before = sys.argv[:], sys.path[:]

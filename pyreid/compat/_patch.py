@@ -211,7 +211,8 @@ def _owner(target: str) -> tuple[Any, str]:
             continue
         owner: Any = module
         for part in parts[length:-1]:
-            owner = getattr(owner, part, None)
+            # What is there now: getattr would have scikit-learn import its part, in the midst of this.
+            owner = getattr(owner, "__dict__", {}).get(part)
         return owner, parts[-1]
     return None, parts[-1]
 

@@ -683,3 +683,16 @@ def test_features_that_require_gradients(torch_library):
     graph = ops.jaccard_graph(x, 6, 3, variant="ca-jaccard", cameras=cameras)
     for result in (ops.knn(x, 4).scores, graph.distances, ops.rerank(x, gallery, 6, 3)):
         assert not result.requires_grad
+
+
+def test_products_are_rounded_like_short_sums():
+    # Rows that are all alike, as networks give them: neighbours differ in the sixth digit.
+    rng = np.random.default_rng(0)
+    features = np.abs(rng.standard_normal((1, 2048))) + 0.3 * rng.standard_normal((300, 2048))
+    features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+    exact = features.astype(np.float64) @ features.T.astype(np.float64)
+    for queries in (features, features[:5]):  # many, and few, which are multiplied another way
+        scores, rows = ops.knn(features, 300, queries=queries)
+        error = np.abs(scores - np.take_along_axis(exact[: len(queries)], rows, axis=1))
+        assert error.max() < 6e-7
+        assert error.mean() < 1.2e-7

@@ -24,20 +24,26 @@ void multiply_rows(const float* const* rows, int64_t some, const float* queries,
                    int64_t first, int64_t count, float* scores, int64_t size) {
   constexpr int kTall = kSums / kWide;
   for (int top = 0; top < kSums && top < some; top += kTall) {
-    Vector tile[kTall][kWide];
-    for (int r = 0; r < kTall; ++r)
-      for (int j = 0; j < kWide; ++j) tile[r][j] = all(0.f);
-    for (int64_t k = 0; k < depth; ++k) {
-      Vector columns[kWide];
-      for (int j = 0; j < kWide; ++j) columns[j] = load(queries + (k * kWide + j) * kWidth);
+    float sums[kTall][kWide * kWidth];
+    for (int64_t begin = 0; begin < depth; begin += kRun) {
+      Vector tile[kTall][kWide];
+      for (int r = 0; r < kTall; ++r)
+        for (int j = 0; j < kWide; ++j) tile[r][j] = all(0.f);
+      for (int64_t k = begin; k < std::min(depth, begin + kRun); ++k) {
+        Vector columns[kWide];
+        for (int j = 0; j < kWide; ++j) columns[j] = load(queries + (k * kWide + j) * kWidth);
+        for (int r = 0; r < kTall; ++r) {
+          const Vector value = all(rows[top + r][k]);
+          for (int j = 0; j < kWide; ++j) tile[r][j] = multiply_add(value, columns[j], tile[r][j]);
+        }
+      }
       for (int r = 0; r < kTall; ++r) {
-        const Vector value = all(rows[top + r][k]);
-        for (int j = 0; j < kWide; ++j) tile[r][j] = multiply_add(value, columns[j], tile[r][j]);
+        for (int j = 0; j < kWide; ++j) {
+          float* const to = &sums[r][j * kWidth];
+          store(to, begin ? load(to) + tile[r][j] : tile[r][j]);
+        }
       }
     }
-    float sums[kTall][kWide * kWidth];
-    for (int r = 0; r < kTall; ++r)
-      for (int j = 0; j < kWide; ++j) store(&sums[r][j * kWidth], tile[r][j]);
     for (int64_t i = 0; i < count; ++i)
       for (int r = 0; r < kTall && top + r < some; ++r)
         scores[(first + i) * size + top + r] = sums[r][i];

@@ -190,13 +190,20 @@ constexpr int kVectors = 3;
 constexpr int kColumns = kWidth * kVectors;
 constexpr int64_t kDepth = 512;  // of a packed strip: what the second cache holds
 
+// So many products are added up before they join the sum of those before them: rounding errors are
+// those of short sums, an eighth of what one of 2,048 products has.
+constexpr int64_t kRun = 128;
+static_assert(kDepth % kRun == 0);
+
 // Products of floats, and of pairs of int16 with sums that wrap around.
 struct Floats {
   using Sum = float;
+  static constexpr bool kExact = false;
   static Vector add(Vector a, Vector b, Vector sums) { return multiply_add(a, b, sums); }
 };
 struct Pairs {
   using Sum = int32_t;
+  static constexpr bool kExact = true;
   static Whole add(Vector a, Vector b, Whole sums) { return multiply_add(a, b, sums); }
 };
 #if defined(__AVX512BW__)
@@ -205,6 +212,7 @@ inline bool has_vnni() { return __builtin_cpu_supports("avx512vnni"); }
 // In one instruction, which the assembler knows, if not the instruction level of this file.
 struct VnniPairs {
   using Sum = int32_t;
+  static constexpr bool kExact = true;
   static Whole add(Vector a, Vector b, Whole sums) {
     __asm__("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));
     return sums;
@@ -221,20 +229,31 @@ template <class Products>
 void multiply(const float* left, const float* right, int64_t depth, bool fresh,
               typename Products::Sum* tile) {
   using Sum = typename Products::Sum;
-  decltype(all(Sum())) sums[kRows][kVectors];
-  for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kVectors; ++j)
-      sums[i][j] = fresh ? all(Sum()) : load(tile + i * kColumns + j * kWidth);
-  for (int64_t k = 0; k < depth; ++k) {
-    Vector columns[kVectors];
-    for (int j = 0; j < kVectors; ++j) columns[j] = load(right + k * kColumns + j * kWidth);
+  constexpr bool kExact = Products::kExact;
+  const int64_t run = kExact ? depth : kRun;
+  for (int64_t begin = 0; begin < depth; begin += run, fresh = false) {
+    decltype(all(Sum())) sums[kRows][kVectors];
+    for (int i = 0; i < kRows; ++i)
+      for (int j = 0; j < kVectors; ++j)
+        sums[i][j] = kExact && !fresh ? load(tile + i * kColumns + j * kWidth) : all(Sum());
+    for (int64_t k = begin; k < std::min(depth, begin + run); ++k) {
+      Vector columns[kVectors];
+      for (int j = 0; j < kVectors; ++j) columns[j] = load(right + k * kColumns + j * kWidth);
+      for (int i = 0; i < kRows; ++i) {
+        const Vector value = all(left[k * kRows + i]);
+        for (int j = 0; j < kVectors; ++j)
+          sums[i][j] = Products::add(value, columns[j], sums[i][j]);
+      }
+    }
     for (int i = 0; i < kRows; ++i) {
-      const Vector value = all(left[k * kRows + i]);
-      for (int j = 0; j < kVectors; ++j) sums[i][j] = Products::add(value, columns[j], sums[i][j]);
+      for (int j = 0; j < kVectors; ++j) {
+        Sum* const to = tile + i * kColumns + j * kWidth;
+        if constexpr (!kExact)
+          if (!fresh) sums[i][j] = load(to) + sums[i][j];
+        store(to, sums[i][j]);
+      }
     }
   }
-  for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kVectors; ++j) store(tile + i * kColumns + j * kWidth, sums[i][j]);
 }
 
 // packed[k * kWide + j] = rows[first + j][begin + k], or, with ids, rows[ids[first + j]][begin +

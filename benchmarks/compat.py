@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from pyreid.compat import cluster_contrast, gcl, ice, mmt, openunreid, spcl
 
-from .bench_jaccard import dense_jaccard, features_of, ranked
+from .bench_jaccard import features_of, published
 from .run import describe_machine, machine_line
 
 K1, K2, EPS = 30, 6, 0.6
@@ -131,7 +131,7 @@ def sklearn_labels(distance: np.ndarray, eps: float) -> np.ndarray:
 
 
 def published_jaccard(x: torch.Tensor) -> np.ndarray:
-    return dense_jaccard(x.numpy(), ranked(x, K1).numpy(), K1, K2)
+    return published(x, K1, K2)
 
 
 def one_clustering(size: int, dim: int) -> Pair:

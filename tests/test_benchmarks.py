@@ -175,6 +175,10 @@ def tiny(op):
         yield bench.graph("cpu", 150, 32, 10, 3, line="a line")
         yield bench.dense("cpu", 150, 32, 10, 3)
         yield bench.ranking("cpu", 20, 130, 32, 8, 3)
+    elif op == "joint_distance":
+        yield bench.histogram("cpu", 60, 3, 8, "a histogram")
+        yield bench.distance("cpu", 40, 16, 3, "all to all")
+        yield bench.distance("cpu", 10, 16, 3, "a gallery", gallery=30)
     elif op == "labels":
         yield bench.case("cpu", 150, 32, "a line", "a name", k1=10, k2=3)
     elif op == "losses":

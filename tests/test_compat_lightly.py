@@ -3,6 +3,7 @@ loss where it is installed."""
 
 import importlib
 import importlib.util
+import os
 
 import pytest
 import torch
@@ -141,7 +142,9 @@ def gathered(rank, place, results):
     for step in range(3):
         queue(torch.eye(2) + 1, torch.tensor([rank, step]))
     results.put((torch.equal(bank.bank, torch.stack(theirs.rows)), queue.queue_label.tolist()))
-    torch.distributed.destroy_process_group()
+    results.close()
+    results.join_thread()
+    os._exit(0)  # how gloo ends is not what is tested: with torch 2.6 it has hung
 
 
 def test_all_processes_have_one_bank(processes, tmp_path):
